@@ -245,8 +245,8 @@ pub struct WorkerStats {
     pub transmitted: Counter,
     /// Packets given to another worker.
     pub handed_over: Counter,
-    /// Packets returned as a local reply, by kind; see [`WorkerStats::answers`].
-    answers: [Counter; LocalReply::ALL.len()],
+    /// Packets returned as a local reply, by kind; see [`WorkerStats::local_replies`].
+    local_replies: [Counter; LocalReply::ALL.len()],
     /// Dropped packets by reason; see [`WorkerStats::drops`].
     drops: [Counter; Drop::ALL.len()],
     /// New flows that began as the protocol requires: with a SYN, or any UDP packet.
@@ -472,7 +472,7 @@ impl WorkerStats {
             received: Counter::default(),
             transmitted: Counter::default(),
             handed_over: Counter::default(),
-            answers: std::array::from_fn(|_| Counter::default()),
+            local_replies: std::array::from_fn(|_| Counter::default()),
             drops: std::array::from_fn(|_| Counter::default()),
             flows_new: Counter::default(),
             flows_found_elsewhere: Counter::default(),
@@ -524,15 +524,15 @@ impl WorkerStats {
     }
 
     /// Returns the counters of packets and flows with their names in `docs/API.md`, except
-    /// [`drops`](Self::drops), [`answers`](Self::answers), the lists, and the counts of polls and
-    /// sleeps.
+    /// [`drops`](Self::drops), [`local_replies`](Self::local_replies), the lists, and the counts of
+    /// polls and sleeps.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         // Every field is named, so that none can be forgotten here.
         let Self {
             received,
             transmitted,
             handed_over,
-            answers,
+            local_replies,
             drops: _,
             flows_new,
             flows_found_elsewhere,
@@ -565,7 +565,7 @@ impl WorkerStats {
             unanswered: _,
             nics: _,
         } = self;
-        let answered = answers.iter().map(Counter::get).sum();
+        let answered = local_replies.iter().map(Counter::get).sum();
         [
             ("received", received.get()),
             ("transmitted", transmitted.get()),
@@ -603,20 +603,23 @@ impl WorkerStats {
     /// Returns the counter of one kind of local reply.
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "the array has one place per kind")]
-    pub fn answer_counter(&self, answer: LocalReply) -> &Counter {
-        &self.answers[answer as usize]
+    pub fn local_reply_counter(&self, reply: LocalReply) -> &Counter {
+        &self.local_replies[reply as usize]
     }
 
     /// Returns every kind of local reply with its count.
-    pub fn answers(&self) -> impl Iterator<Item = (LocalReply, u64)> + '_ {
-        LocalReply::ALL.iter().zip(&self.answers).map(|(&answer, counter)| (answer, counter.get()))
+    pub fn local_replies(&self) -> impl Iterator<Item = (LocalReply, u64)> + '_ {
+        LocalReply::ALL
+            .iter()
+            .zip(&self.local_replies)
+            .map(|(&reply, counter)| (reply, counter.get()))
     }
 
     /// Returns the received packets that have not yet ended in a counter; 0 between two polls.
     pub fn unaccounted(&self) -> i128 {
         let ended = u128::from(self.transmitted.get())
             + u128::from(self.handed_over.get())
-            + self.answers().map(|(_, count)| u128::from(count)).sum::<u128>()
+            + self.local_replies().map(|(_, count)| u128::from(count)).sum::<u128>()
             + self.drops().map(|(_, count)| u128::from(count)).sum::<u128>();
         let ended = ended + u128::from(self.fragments_parked.get());
         i128::from(self.received.get()) - i128::try_from(ended).unwrap_or(i128::MAX)

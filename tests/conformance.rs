@@ -156,7 +156,7 @@ fn a_case_from_a_capture_holds() {
     write("own.toml", case.as_bytes());
     write("in.pcap", &pcap);
     let own = folder.join("own.toml").display().to_string();
-    let told = conformance(&["cases", "--binary", env!("CARGO_BIN_EXE_holdfast"), &own]);
-    assert!(told.contains("1 of 1 cases hold"), "{told}");
+    let output = conformance(&["cases", "--binary", env!("CARGO_BIN_EXE_holdfast"), &own]);
+    assert!(output.contains("1 of 1 cases hold"), "{output}");
     std::fs::remove_dir_all(folder).unwrap();
 }

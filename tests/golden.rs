@@ -24,9 +24,8 @@ mod golden {
 mod rig;
 
 use holdfast::forwarding::{Ports, Service};
-use holdfast::net::Protocol;
 use holdfast::net::vlan::{Outer, Tags};
-use holdfast::net::{Forward, NextHop};
+use holdfast::net::{Forward, NextHop, Protocol};
 use holdfast::stats::{Drop, span_class};
 use holdfast::units::Ticks;
 use rig::{CLIENT_MAC, Family, Rig, nic_mac, spec, tcp, udp};

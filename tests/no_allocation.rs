@@ -218,7 +218,7 @@ fn answering_never_allocates_or_frees() {
             rig.deliver(0, 0, &packet);
             let (calls, ()) = calls_of(|| rig.poll(0));
             assert_eq!(calls, 0, "{answer:?}");
-            assert_eq!(rig.stats(0).answer_counter(answer).get(), 1);
+            assert_eq!(rig.stats(0).local_reply_counter(answer).get(), 1);
             rig.collect(0, 0);
             rig.change(|specs| specs[0].backends[0].up = false);
             rig.idle();

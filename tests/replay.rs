@@ -698,7 +698,7 @@ fn story() -> (Vec<u8>, Vec<Told>) {
     for (nic, at, data) in mixed() {
         let captured = captured(nic, at, &data);
         let decision = replay.packet(&captured);
-        story.tell(&captured, &decision).unwrap();
+        story.write(&captured, &decision).unwrap();
     }
     story.finish().unwrap();
     let told = read_story(&file);
@@ -743,7 +743,7 @@ fn everything(arrivals: &[Arrival]) -> (Vec<Decision>, Vec<serde_json::Value>, V
     let interfaces = replay.interfaces().to_vec();
     let mut story = Story::new(&mut file, &interfaces, "").unwrap();
     let mut tell = |captured: &Captured<'_>, decision: Decision| {
-        story.tell(captured, &decision).unwrap();
+        story.write(captured, &decision).unwrap();
         if decision.verdict != Verdict::Parked {
             lines.push(serde_json::from_str(&decision.json(&interfaces).unwrap()).unwrap());
             decisions.push(decision);

@@ -515,7 +515,7 @@ impl Bed {
         for &reason in Drop::ALL {
             assert_eq!(stats.drop_counter(reason).get(), 0, "{name}: {}", reason.as_str());
         }
-        let answered = stats.answer_counter(LocalReply::EchoReply).get();
+        let answered = stats.local_reply_counter(LocalReply::EchoReply).get();
         assert_eq!(stats.received.get(), stats.transmitted.get() + answered, "{name}");
         assert_eq!(self.worker.frames(), FRAMES as usize, "{name}: lost frames");
         match self.case.traffic {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::CliError;
+use super::error::CliError;
 use super::table::grouped;
 use crate::config::capacity::Capacity;
 use crate::config::driver::NicFacts;

@@ -1,10 +1,9 @@
 //! Client of the control API: HTTP/1.1 over its Unix socket, one connection per request.
 
-use std::fs;
-use std::io;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};

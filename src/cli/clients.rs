@@ -4,10 +4,11 @@ use std::io::Write;
 
 use clap::Args;
 
+use super::args::SocketArgs;
 use super::client::{ClientError, document};
+use super::error::CliError;
 use super::flows::Filters;
 use super::table::{Columns, Look, span, text};
-use super::{CliError, SocketArgs};
 use crate::control::api::{Client, Forgotten};
 use crate::format::counted;
 

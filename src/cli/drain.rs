@@ -10,9 +10,10 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::args::{SocketArgs, Target};
 use super::client::Client;
+use super::error::CliError;
 use super::table::span;
-use super::{CliError, SocketArgs, Target};
 use crate::control::api::{BackendState, BackendStatus, DrainRequest, Ordered, Status};
 use crate::format::counted;
 use crate::units::Ticks;
@@ -79,7 +80,7 @@ fn seconds(text: &str) -> Result<u64, String> {
 /// ended the wait.
 pub fn drain(args: &DrainArgs, terminal: bool, out: &mut impl Write) -> Result<(), CliError> {
     let client = args.socket.client()?;
-    let (Target { vip, backend }, also) = super::names(&args.targets);
+    let (Target { vip, backend }, also) = super::args::names(&args.targets);
     let (deadline_s, force) = (args.deadline, args.force);
     let request = DrainRequest { vip, backend, deadline_s, also, force };
     let Ordered { backend, also } = client.post("/v1/drain", &request)?;

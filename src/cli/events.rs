@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::args::SocketArgs;
 use super::client::Client;
-use super::{CliError, SocketArgs};
+use super::error::CliError;
 use crate::control::api::{Event, EventList};
 use crate::format::counted;
 

@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use clap::Args;
 
+use super::args::{SocketArgs, name};
+use super::error::CliError;
 use super::table::{Columns, Look, text};
-use super::{CliError, SocketArgs, name};
 use crate::control::api::Explained;
 use crate::net::Protocol;
 

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use clap::Args;
 use ipnet::IpNet;
 
+use super::args::{SocketArgs, name};
 use super::client::{Client, ClientError, document};
+use super::error::CliError;
 use super::table::{Columns, Look, span, text};
-use super::{CliError, SocketArgs, name};
 use crate::control::api::{Flow, Status};
 
 /// Selection of flows or clients.

@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::CliError;
+use super::error::CliError;
 use crate::generator::blast::BlastEngine;
 use crate::generator::draw::Distribution;
 use crate::generator::engine::{Engine, EngineError};
@@ -235,8 +235,8 @@ impl Generator {
         stop: &AtomicBool,
     ) -> Result<Outcome, EngineError> {
         match self {
-            Self::AfXdp(engine) => engine.trial(rate, duration, stop, &mut tell),
-            Self::ProgRun(engine) => engine.trial(rate, duration, stop, &mut tell),
+            Self::AfXdp(engine) => engine.trial(rate, duration, stop, &mut show_progress),
+            Self::ProgRun(engine) => engine.trial(rate, duration, stop, &mut show_progress),
         }
     }
 
@@ -306,7 +306,7 @@ fn search(
 }
 
 /// Prints a line of progress, once per second.
-fn tell(progress: &Progress) {
+fn show_progress(progress: &Progress) {
     let sample = &progress.sample;
     let sent = if sample.pps_sent > 0.0 {
         format!("{}pps sent, ", number::short(sample.pps_sent))

@@ -4,7 +4,8 @@ use std::io::Write;
 
 use clap::Args;
 
-use super::{CliError, SocketArgs};
+use super::args::SocketArgs;
+use super::error::CliError;
 use crate::control::api::{FlowsRemoved, ReloadRequest, Reloaded};
 use crate::control::reload::fate;
 

@@ -12,7 +12,7 @@ use clap::Args;
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::CliError;
+use super::error::CliError;
 use super::table::grouped;
 use crate::config::{self, Config, Neighbours};
 use crate::format::{counted, reason};
@@ -73,14 +73,14 @@ pub fn replay(args: &ReplayArgs, colours: bool, out: &mut impl Write) -> Result<
     let mut story = open_story(args, &interfaces, &note)?;
     // A terminal gets each line at once, a file gets larger blocks.
     let mut out = BufWriter::new(out);
-    let mut teller = Teller::new(args.json, colours, interfaces, &mut out);
-    teller.begin(&note)?;
-    let mut tell = |captured: &Captured<'_>, decision: &Decision| {
+    let mut printer = DecisionPrinter::new(args.json, colours, interfaces, &mut out);
+    printer.begin(&note)?;
+    let mut print = |captured: &Captured<'_>, decision: &Decision| {
         if let Some(story) = &mut story {
-            story.tell(captured, decision).map_err(|error| in_story(args, &error))?;
+            story.write(captured, decision).map_err(|error| in_story(args, &error))?;
         }
         // A parked fragment is printed when it is no longer parked.
-        if decision.verdict == Verdict::Parked { Ok(()) } else { teller.tell(captured, decision) }
+        if decision.verdict == Verdict::Parked { Ok(()) } else { printer.print(captured, decision) }
     };
     let end = loop {
         match capture.next_packet() {
@@ -88,17 +88,17 @@ pub fn replay(args: &ReplayArgs, colours: bool, out: &mut impl Write) -> Result<
             Err(error) => break Err(in_capture(&error)),
             Ok(Some(captured)) => {
                 let decision = replay.packet(&captured);
-                tell(&captured, &decision)?;
-                replay.late().iter().try_for_each(|it| tell(&it.captured(), &it.decision))?;
+                print(&captured, &decision)?;
+                replay.late().iter().try_for_each(|it| print(&it.captured(), &it.decision))?;
             }
         }
     };
-    replay.end().iter().try_for_each(|it| tell(&it.captured(), &it.decision))?;
+    replay.end().iter().try_for_each(|it| print(&it.captured(), &it.decision))?;
     bar.finish_and_clear();
     if let Some(story) = story {
         story.finish().map_err(|error| in_story(args, &error))?;
     }
-    teller.end()?;
+    printer.end()?;
     out.flush()?;
     end
 }
@@ -183,7 +183,7 @@ fn bar(file: &File) -> ProgressBar {
 }
 
 /// Writes the output.
-struct Teller<'o, W: Write> {
+struct DecisionPrinter<'o, W: Write> {
     json: bool,
     colours: bool,
     interfaces: Vec<String>,
@@ -195,7 +195,7 @@ struct Teller<'o, W: Write> {
     sums: BTreeMap<(Verdict, &'static str), u64>,
 }
 
-impl<'o, W: Write> Teller<'o, W> {
+impl<'o, W: Write> DecisionPrinter<'o, W> {
     fn new(json: bool, colours: bool, interfaces: Vec<String>, out: &'o mut W) -> Self {
         Self { json, colours, interfaces, out, start: None, packets: 0, sums: BTreeMap::new() }
     }
@@ -216,7 +216,7 @@ impl<'o, W: Write> Teller<'o, W> {
         Ok(())
     }
 
-    fn tell(&mut self, captured: &Captured<'_>, decision: &Decision) -> Result<(), CliError> {
+    fn print(&mut self, captured: &Captured<'_>, decision: &Decision) -> Result<(), CliError> {
         if self.json {
             let text = decision.json(&self.interfaces).map_err(std::io::Error::from)?;
             return Ok(writeln!(self.out, "{text}")?);

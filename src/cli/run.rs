@@ -4,7 +4,9 @@ use std::io::stderr;
 
 use tracing_subscriber::EnvFilter;
 
-use super::{CliError, RunArgs, check, colours};
+use super::args::RunArgs;
+use super::error::CliError;
+use super::{check, colours};
 use crate::config::machine::Level;
 use crate::control::Signals;
 use crate::log::{LAST_WORDS, Log};

@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 
 use clap::Args;
 
+use super::args::SocketArgs;
+use super::error::CliError;
 use super::table::{Cell, Columns, GREEN, Look, RED, YELLOW, coloured, count, grouped, span, text};
-use super::{CliError, SocketArgs};
 use crate::control::api::{
     BackendState, BackendStatus, FlowTableStatus, FullNatStatus, HealthState, NextHopStatus,
     NicStatus, RemovedStatus, Status, Totals, VipStatus, WorkerStatus,

@@ -4,7 +4,8 @@ use std::io::Write;
 
 use clap::Args;
 
-use super::{CliError, SocketArgs, Target};
+use super::args::{SocketArgs, Target};
+use super::error::CliError;
 use crate::control::api::{BackendStatus, HealthState, Ordered, UndrainRequest};
 
 /// Arguments of `holdfast undrain`.
@@ -23,7 +24,7 @@ pub struct UndrainArgs {
 /// # Errors
 /// [`CliError::Client`].
 pub fn undrain(args: &UndrainArgs, out: &mut impl Write) -> Result<(), CliError> {
-    let (Target { vip, backend }, also) = super::names(&args.targets);
+    let (Target { vip, backend }, also) = super::args::names(&args.targets);
     let request = UndrainRequest { vip, backend, also };
     let ordered: Ordered = args.socket.client()?.post("/v1/undrain", &request)?;
     for status in std::iter::once(&ordered.backend).chain(&ordered.also) {

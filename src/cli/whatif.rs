@@ -9,8 +9,9 @@ use std::str::FromStr;
 use clap::Args;
 use serde::Serialize;
 
+use super::args::{Target, name};
+use super::error::CliError;
 use super::table::{Columns, Look, RED, coloured, grouped, text};
-use super::{CliError, Target, name};
 use crate::config::{self, Config};
 use crate::format::percent;
 use crate::forwarding::SchedulerKind;
@@ -184,7 +185,7 @@ pub fn whatif(args: &WhatifArgs, colours: bool, out: &mut impl Write) -> Result<
     for scenario in &scenarios {
         let kinds = kinds(args.schedulers.as_ref(), scenario, config.hash.table_size)
             .map_err(|why| refused(format!("--schedulers: {why}")))?;
-        rows.extend(simulate(scenario, &kinds, &settings, &tell));
+        rows.extend(simulate(scenario, &kinds, &settings, &show_progress));
     }
     if args.json {
         let document = serde_json::to_string(&Document { schedulers: &rows });
@@ -341,7 +342,7 @@ fn verdict(changes: &[String], row: &Row) -> String {
 }
 
 /// Shows progress in one line that is overwritten, on a terminal only.
-fn tell(progress: Progress<'_>) {
+fn show_progress(progress: Progress<'_>) {
     let mut stderr = stderr();
     if !stderr.is_terminal() {
         return;

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::Backend;
+use super::checked::Backend;
 use super::key_path::KeyPath;
 use super::quic::RawServerIds;
 use super::report::Report;

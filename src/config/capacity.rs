@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::Vip;
+use super::checked::Vip;
 use crate::net::{Family, Protocol};
 
 /// Capacity of the flow tables of all workers together, for one address family.

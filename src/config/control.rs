@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::Control;
+use super::checked::Control;
 use super::key_path::KeyPath;
 use super::report::Report;
 

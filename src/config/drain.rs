@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::checked::Drain;
 use super::key_path::KeyPath;
 use super::policy;
 use super::report::Report;
-use crate::forwarding::FlowAction;
 use crate::net::Protocol;
 use crate::units::Ticks;
 
@@ -19,17 +19,6 @@ const SLOW_START_S: u64 = 10;
 const MAX_SLOW_START_S: u64 = 3600;
 /// Longest deadline, in seconds: the longest span of the data path's clock.
 const MAX_DEADLINE_S: u64 = Ticks::MAX_SPAN.as_secs();
-
-/// `drain` of a VIP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Drain {
-    /// Deadline of a drain, unless the command gives one; `None`: no deadline.
-    pub deadline: Option<Duration>,
-    /// Action for the flows that remain at the deadline.
-    pub then: FlowAction,
-    /// Time in which a returning backend reaches its full share of new flows; 0: immediately.
-    pub slow_start: Duration,
-}
 
 /// The table as written.
 #[derive(Debug, Default, Deserialize)]

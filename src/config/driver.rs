@@ -25,7 +25,7 @@
 //! A driver that is not listed is treated as one that counts in 1 kB: larger frames cost memory,
 //! while shorter buffers lose packets.
 
-use super::{Config, CopyMode, Nic, XdpMode};
+use super::checked::{Config, CopyMode, Nic, XdpMode};
 
 /// Smaller frame size, in bytes. The kernel accepts 2048 and 4096 for aligned chunks
 /// (`xdp_umem_reg`, net/xdp/xdp_umem.c).

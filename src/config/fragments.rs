@@ -2,11 +2,10 @@
 
 use serde::Deserialize;
 
-use super::Fragments;
+use super::checked::Fragments;
 use super::key_path::KeyPath;
 use super::report::Report;
-use crate::units::TICK_MS;
-use crate::units::Ticks;
+use crate::units::{TICK_MS, Ticks};
 
 /// Default time-out, in seconds: that of Linux (net.ipv4.ipfrag_time).
 const TIMEOUT_S: u32 = 30;

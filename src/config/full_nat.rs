@@ -7,38 +7,14 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::checked::{Announce, FullNat};
 use super::key_path::KeyPath;
 use super::report::Report;
-use super::{Announce, vip};
-use crate::flow::snat::{MAX_SOURCES, SnatPool};
+use super::vip;
+use crate::flow::snat::MAX_SOURCES;
 
 /// Default SNAT ports. Lower ports belong to services, and backends may treat them differently.
 const PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
-
-/// `[full_nat]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FullNat {
-    /// SNAT addresses; empty if no VIP uses full NAT.
-    pub sources: Vec<IpAddr>,
-    /// SNAT ports of each address.
-    pub ports: RangeInclusive<u16>,
-    /// Interface that the addresses are assigned to, so that the kernel answers ARP and ND for
-    /// them.
-    pub announce: Announce,
-}
-
-impl Default for FullNat {
-    fn default() -> Self {
-        Self { sources: Vec::new(), ports: PORTS, announce: Announce::None }
-    }
-}
-
-impl FullNat {
-    /// Returns the SNAT pool of these addresses and ports.
-    pub fn numbered(&self) -> SnatPool {
-        SnatPool::new(self.sources.iter().copied(), &self.ports)
-    }
-}
 
 /// The section as written.
 #[derive(Debug, Default, Deserialize)]
@@ -47,6 +23,12 @@ pub(super) struct RawFullNat {
     sources: Option<Vec<String>>,
     ports: Option<String>,
     announce: Option<String>,
+}
+
+impl Default for FullNat {
+    fn default() -> Self {
+        Self { sources: Vec::new(), ports: PORTS, announce: Announce::None }
+    }
 }
 
 impl RawFullNat {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::Hash;
+use super::checked::Hash;
 use super::key_path::KeyPath;
 use super::report::Report;
 use crate::forwarding::Secret;

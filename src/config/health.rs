@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::checked::{Health, TcpHealth};
 use super::key_path::KeyPath;
 use super::report::Report;
-use super::{Health, TcpHealth};
 use crate::net::Protocol;
 
 /// Default interval, in milliseconds. A dead backend is out after `fall` checks: 3 s, the client's
@@ -57,7 +57,7 @@ impl RawHealth {
         const KINDS: &[(&str, Kind)] = &[("tcp", Kind::Tcp), ("none", Kind::None)];
         const LATER: &[&str] = &["http", "https", "grpc", "udp", "dns"];
         let kind_at = key_path.key("kind");
-        let told = self.kind.and_then(|word| report.word(&kind_at, &word, KINDS, LATER));
+        let configured = self.kind.and_then(|word| report.word(&kind_at, &word, KINDS, LATER));
         let by_default = match protocol {
             Protocol::Udp | Protocol::Any if self.port.is_none() => Kind::None,
             _ => Kind::Tcp,
@@ -77,7 +77,7 @@ impl RawHealth {
         );
         let port_at = key_path.key("port");
         let port = self.port.map(|port| report.integer(&port_at, Some(port), 1, 1..=u16::MAX));
-        if told == Some(Kind::Tcp) && protocol != Protocol::Tcp && port.is_none() {
+        if configured == Some(Kind::Tcp) && protocol != Protocol::Tcp && port.is_none() {
             let fix = "give the TCP port to connect to, or use kind = \"none\"";
             let what = match protocol {
                 Protocol::Any => "missing: protocol = \"any\" says nothing about TCP ports",
@@ -92,7 +92,7 @@ impl RawHealth {
             fall: report.integer(&key_path.key("fall"), self.fall, FALL, 1..=100),
             port,
         };
-        match told.unwrap_or(by_default) {
+        match configured.unwrap_or(by_default) {
             Kind::Tcp => Health::Tcp(tcp),
             Kind::None => Health::None,
         }

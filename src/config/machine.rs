@@ -4,13 +4,11 @@
 //! compares. The comparison is pure, so that tests can construct machines.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::fs;
-use std::io;
 use std::path::Path;
+use std::{fmt, fs, io};
 
+use super::checked::{Announce, Config, Nic, Vip};
 use super::driver::{self, Misfit, NicFacts};
-use super::{Announce, Config, Nic, Vip};
 use crate::flow::snat::BYTES_PER_BINDING;
 use crate::format::{bytes, counted};
 use crate::net::NicIndex;
@@ -226,7 +224,7 @@ impl Memory {
 /// Returns notes about settings that are valid, but may be unintended; independent of the machine.
 pub fn hints(config: &Config) -> Vec<Finding> {
     let idle = |vip: &&Vip| vip.backends.iter().all(|backend| backend.weight == 0);
-    let told = config.vips.iter().filter(idle).map(|vip| {
+    let unweighted = config.vips.iter().filter(idle).map(|vip| {
         let what = format!("VIP {}: every backend has weight 0: it takes no new flows", vip.name);
         Finding::new(Level::Note, "vip.backend.weight", what, "give one of them a weight")
     });
@@ -237,7 +235,7 @@ pub fn hints(config: &Config) -> Vec<Finding> {
         );
         Finding::new(Level::Note, "vip.address", what, "route it to this box")
     });
-    told.chain(routed).collect()
+    unweighted.chain(routed).collect()
 }
 
 /// Returns every mismatch.
@@ -402,25 +400,25 @@ fn frames(
 fn drivers(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
     let frame_size = config.frame_size(&machine.nics);
     for (nic, facts) in config.nics.iter().zip(&machine.nics) {
-        let mut tell = |level, key, Misfit { what, fix }| {
+        let mut add = |level, key, Misfit { what, fix }| {
             findings.push(Finding::new(level, key, what, fix));
         };
         if let Err(misfit) = driver::receives(nic, &facts.driver) {
-            tell(Level::Error, "nic.interface", misfit);
+            add(Level::Error, "nic.interface", misfit);
             continue;
         }
         if let Some(misfit) = driver::upper(nic, &facts.driver) {
-            tell(Level::Warning, "nic.interface", misfit);
+            add(Level::Warning, "nic.interface", misfit);
         }
         if let (_, Some(reason)) = driver::attach_mode(nic, &facts.driver) {
             let fix = "set xdp = \"generic\" if that is meant".to_owned();
             let what = format!("{}: {reason}", nic.interface);
-            tell(Level::Note, "nic.xdp", Misfit { what, fix });
+            add(Level::Note, "nic.xdp", Misfit { what, fix });
         }
         match driver::binding(nic, facts, frame_size) {
-            Err(misfit) => tell(Level::Error, "nic.mode", misfit),
+            Err(misfit) => add(Level::Error, "nic.mode", misfit),
             Ok(driver::Binding { lost: Some(misfit), .. }) => {
-                tell(Level::Warning, "workers.frame_size", misfit);
+                add(Level::Warning, "workers.frame_size", misfit);
             }
             Ok(_) => {}
         }
@@ -429,10 +427,11 @@ fn drivers(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
 
 fn announcements(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
     let Some(interfaces) = &machine.interfaces else { return };
-    let mut told: BTreeSet<&str> = config.nics.iter().map(|nic| nic.interface.as_str()).collect();
+    let mut reported: BTreeSet<&str> =
+        config.nics.iter().map(|nic| nic.interface.as_str()).collect();
     for vip in &config.vips {
         let Announce::Interface(name) = &vip.announce else { continue };
-        if !interfaces.contains_key(name) && told.insert(name) {
+        if !interfaces.contains_key(name) && reported.insert(name) {
             let what = format!("VIP {}: there is no interface {name}", vip.name);
             let fix = format!("there are: {}; or use announce = \"none\"", list(interfaces.keys()));
             findings.push(fatal("vip.announce", what, fix));

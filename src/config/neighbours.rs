@@ -25,9 +25,10 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 
+use super::checked::Config;
 use super::key_path::KeyPath;
 use super::report::Report;
-use super::{Config, ConfigErrors, load_text};
+use super::{ConfigErrors, load_text};
 use crate::net::vlan::Tags;
 use crate::net::{NextHop, NicIndex};
 

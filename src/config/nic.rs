@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
+use super::checked::{CopyMode, Nic, XdpMode};
 use super::key_path::KeyPath;
 use super::report::Report;
-use super::{CopyMode, Nic, XdpMode};
 
 /// Default copy mode: starts everywhere with the best that the driver has, and reports the choice.
 const MODE: CopyMode = CopyMode::Auto;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::Backend;
+use super::checked::Backend;
 use super::key_path::{KeyPath, Located};
 use super::report::Report;
 use super::sections::Sections;

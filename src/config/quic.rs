@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 
-use super::Backend;
+use super::checked::Backend;
 use super::hash::secret;
 use super::key_path::{KeyPath, Located, Value};
 use super::report::Report;

@@ -7,7 +7,8 @@ use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-use super::{Config, parse};
+use super::checked::Config;
+use super::parse;
 
 const REFERENCE: &str = include_str!("../../config/holdfast.toml");
 

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::checked::{Backend, Config, Vip};
 use super::key_path::{KeyPath, Located};
 use super::report::Report;
 use super::sections::Sections;
-use super::{Backend, Config, FullNat, Vip, pin, steered, tunnel};
+use super::{FullNat, pin, steered, tunnel};
 use crate::format::counted;
 use crate::forwarding::{
     MAX_BACKENDS, MAX_PREFIX_LENGTHS, MAX_RETURN_PATHS, MAX_VIPS, Ports, SchedulerKind,

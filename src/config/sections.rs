@@ -1,7 +1,7 @@
 //! The checked sections with their positions, input of the rules between sections.
 
+use super::checked::{Backend, Config, Nic, Vip};
 use super::key_path::Located;
-use super::{Backend, Config, Nic, Vip};
 
 /// The sections, while the rules between them are checked.
 pub(super) struct Sections<'s> {

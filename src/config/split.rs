@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::Split;
+use super::checked::Split;
 use super::choice::Kind;
 use super::key_path::KeyPath;
 use super::report::Report;

@@ -5,14 +5,14 @@
 /// the message suffices.
 pub(super) fn explain(line: &str, message: &str) -> (String, String) {
     let line = strip_comment(line);
-    let told = if has_secret(line) {
+    let known = if has_secret(line) {
         None
     } else if message.starts_with("duplicate key") {
         Some(duplicate(line))
     } else {
         line.split_once('=').and_then(|(key, value)| value_mistake(key.trim(), value.trim()))
     };
-    told.map_or_else(
+    known.map_or_else(
         || (format!("not TOML: {message}"), String::new()),
         |(what, fix)| (format!("not TOML: {what}"), fix),
     )

@@ -6,6 +6,8 @@ use std::fs;
 
 use super::*;
 use crate::net::Protocol;
+use crate::units::Ticks;
+use std::path::PathBuf;
 
 /// The configuration that the cases of `mistakes.txt` modify.
 const GOOD: &str = r#"[workers]

@@ -133,7 +133,7 @@ fn overlaps(sections: &Sections<'_>, report: &mut Report<'_>) {
         let key = if address.is_v4() { "source_v4" } else { "source_v6" };
         KeyPath::root().key("tunnel").key(key)
     };
-    let mut tell = |network: Network, owner: String| {
+    let mut check = |network: Network, owner: String| {
         if tunnels.meet(network) {
             let what = format!("{network} is in it, an address of {owner}");
             let fix = "use addresses that are not in use";
@@ -143,13 +143,13 @@ fn overlaps(sections: &Sections<'_>, report: &mut Report<'_>) {
     let mut full_nat = sections.config.full_nat.sources.iter().map(|&source| Network::from(source));
     // One address suffices for the message.
     if let Some(source) = full_nat.find(|&source| tunnels.meet(source)) {
-        tell(source, "[full_nat]".to_owned());
+        check(source, "[full_nat]".to_owned());
     }
     for (vip, backends) in sections.vips {
-        tell(vip.value.address, format!("VIP \"{}\"", vip.value.name));
+        check(vip.value.address, format!("VIP \"{}\"", vip.value.name));
         for backend in backends {
             let (vip, backend) = (&vip.value.name, &backend.value);
-            tell(
+            check(
                 Network::single(backend.address.into()),
                 format!("backend \"{}\" of VIP \"{vip}\"", backend.name),
             );

@@ -9,17 +9,17 @@ use toml::de::DeValue;
 
 use super::affinity::RawAffinity;
 use super::backend::RawBackend;
+use super::checked::{Announce, Backend, Health, TcpHealth, Vip};
 use super::choice::Choice;
 use super::drain::RawDrain;
 use super::health::RawHealth;
 use super::key_path::{KeyPath, Located, Value};
-use super::policy;
 use super::report::Report;
 use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
 use super::sticky::{RawSticky, on_reentry, remember};
 use super::timeouts::RawTimeouts;
-use super::{Announce, Backend, Health, TcpHealth, Vip, pin, quic};
+use super::{pin, policy, quic};
 use crate::forwarding::{Ports, VipPolicy};
 use crate::net::{Forward, Network, PortRange, Protocol};
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::checked::{Idle, Io, Workers};
 use super::driver::{LARGE_FRAME, SMALL_FRAME};
 use super::key_path::KeyPath;
 use super::report::Report;
-use super::{Idle, Io, Workers};
 
 /// Default idle mode: polling has the lowest latency, and the box is dedicated.
 const IDLE: Idle = Idle::Busy;

@@ -22,11 +22,12 @@ use super::api::{
 };
 use super::clients::{self, ClientRows, ForgetQuery};
 pub use super::control_socket::{ControlSocket, claim};
+use super::error::ControlError;
 use super::explain::{self, Explain, Prepared};
 use super::flows::{self, Filter, Names, QueryError, Scan, Source};
 use super::pins::Pins;
 use super::refusal::Refusal;
-use super::{Clock, ControlError};
+use super::view::Clock;
 use crate::flow::shared::SharedTables;
 use crate::format::reason;
 

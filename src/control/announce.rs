@@ -10,43 +10,12 @@ use std::net::IpAddr;
 use hashbrown::{HashMap, HashSet};
 use tracing::{info, warn};
 
-use super::NicView;
+use super::error::AnnounceError;
 use super::gratuitous::{Advertiser, Announcement, frames};
 use super::netlink::{self, InterfaceAddress, Link, Netlink};
+use super::view::NicView;
 use crate::config::{Announce, Config, Vip};
 use crate::format;
-
-/// Reasons for which an address cannot be announced.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AnnounceError {
-    /// The interface does not exist.
-    #[error(
-        "address {address}: interface {interface} does not exist; set announce to one that \
-         does, or to \"none\""
-    )]
-    NoInterface {
-        /// Address of the VIP, or a full-NAT source.
-        address: IpAddr,
-        /// Interface named by `announce`.
-        interface: String,
-    },
-    /// The kernel refused to add the address.
-    #[error(
-        "address {address} cannot be added to {interface}: {reason}; holdfast needs \
-         CAP_NET_ADMIN, and for IPv6 net.ipv6.conf.{interface}.disable_ipv6 = 0"
-    )]
-    Refused {
-        /// Address of the VIP, or a full-NAT source.
-        address: IpAddr,
-        /// Interface name.
-        interface: String,
-        /// The kernel's error.
-        reason: String,
-    },
-    /// The netlink request itself failed.
-    #[error("addresses cannot be listed: netlink: {0}")]
-    Netlink(String),
-}
 
 /// An address assigned to an interface. VIPs that share an address share its assignment.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::Clock;
 use super::api::Client;
 use super::flows::{self, Filter, Lens, Names, QueryError, Source};
+use super::view::Clock;
 use crate::flow::clients::{Clients, Key, Mapping};
 use crate::flow::shared::SharedTables;
 use crate::units::Ticks;

@@ -39,16 +39,19 @@ use self::world::World;
 use super::admin::{self, ApiState, Request};
 use super::announce::Announcer;
 use super::clients::Ageing;
+use super::error::ControlError;
 use super::events::Journal;
 use super::explain::Prepared;
 use super::flow_rates::FlowRates;
 use super::flows::Names;
 use super::gratuitous::Advertiser;
-use super::neighbour;
+use super::inputs::Inputs;
 use super::netlink::{self, Netlink};
 use super::pins::Pins;
+use super::signals::Signal;
 use super::state::{Registry, VipEntry};
-use super::{ControlError, ControlSocket, Inputs, Signal, WorkerEvent};
+use super::view::WorkerEvent;
+use super::{ControlSocket, neighbour};
 use crate::format::counted;
 
 /// Period of checking drain deadlines and worker events.

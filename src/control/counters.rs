@@ -3,9 +3,9 @@
 //! Indices are reused. The counters of a reused index are relative to its [`Baseline`], so that a
 //! new backend starts at zero.
 
-use super::WorkerView;
 use super::answering::Syns;
 use super::api::Traffic;
+use super::view::WorkerView;
 use crate::net::{BackendIndex, VipId};
 use crate::stats::{Counter, FlowStats};
 

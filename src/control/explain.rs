@@ -9,10 +9,10 @@ use std::sync::Arc;
 use axum::http::StatusCode;
 use serde::Deserialize;
 
-use super::NicView;
 use super::api::Explained;
 use super::refusal::Refusal;
 use super::state::{Registry, VipEntry};
+use super::view::NicView;
 use crate::config;
 use crate::forwarding::explain::{Explanation, Question, Segment, Step};
 use crate::forwarding::table::name;
@@ -112,10 +112,10 @@ impl Prepared {
     /// When the packet cannot be tried.
     pub fn ask(self, explain: &Explain) -> Result<Explained, Refusal> {
         let Self { question, table, first, vip, vips, interfaces } = self;
-        let answer = explain(&question, &table);
-        let answer =
-            answer.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error))?;
-        let Explanation { mut steps, backend, next_hop, frame } = answer;
+        let explanation = explain(&question, &table);
+        let explanation =
+            explanation.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error))?;
+        let Explanation { mut steps, backend, next_hop, frame } = explanation;
         let backend = backend.and_then(|index| table.backend(index));
         let owner = backend.and_then(|backend| vips.into_iter().find(|(id, _)| *id == backend.vip));
         let backend_vip = owner.map(|(_, name)| name);

@@ -6,10 +6,10 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use tokio::time::Instant;
 
-use super::WorkerView;
 use super::api::FlowTableStatus;
 use super::counters::{flows_active, flows_total};
 use super::state::{Registry, VipEntry};
+use super::view::WorkerView;
 use crate::config::capacity::{Capacity, shortest_flow};
 use crate::net::VipId;
 

@@ -11,10 +11,10 @@ use hashbrown::HashMap;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::Clock;
 use super::api::Flow;
 use super::pins::Pins;
 use super::state::{Registry, VipEntry};
+use super::view::Clock;
 use crate::flow::entry::{ConntrackEntry, FlowState, State};
 use crate::flow::snat::SnatPool;
 use crate::forwarding::Remember;

@@ -12,7 +12,7 @@ use super::drain::Forecast;
 use super::estimate::{Ages, ends_in};
 use super::pins::Pins;
 use super::state::Registry;
-use super::{Clock, WorkerView};
+use super::view::{Clock, WorkerView};
 use crate::forwarding::Service;
 use crate::net::{BackendId, VipId};
 use crate::stats::SPANS;
@@ -53,7 +53,7 @@ impl Forecaster {
                     let took = now.saturating_duration_since(begun);
                     self.next = now + PAUSE.max(took * PAUSE_PER_LOOK);
                     // A scan cancelled by the end of the runtime has found nothing.
-                    tell(registry, workers, &found.unwrap_or_default(), now);
+                    record(registry, workers, &found.unwrap_or_default(), now);
                 }
             },
             None if self.next <= now => self.begin(registry, now),
@@ -94,7 +94,7 @@ fn see(mut look: Look, tables: &[Arc<dyn Pins>], clock: &Clock) -> Look {
     look
 }
 
-fn tell(registry: &mut Registry, workers: &[WorkerView], found: &Look, now: Instant) {
+fn record(registry: &mut Registry, workers: &[WorkerView], found: &Look, now: Instant) {
     let mut reported = Vec::new();
     for vip in registry.vips() {
         let Some(present) = found.vips.get(&vip.id) else { continue };

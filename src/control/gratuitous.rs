@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::debug;
 
-use super::SendFrame;
+use super::view::SendFrame;
 
 /// Frames per batch.
 const BATCH: usize = 50;

@@ -20,9 +20,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
-use super::NicView;
 use super::inbound::Arp;
 use super::netlink::{Certainty, Error, InterfaceAddress, Link, Neighbour, Netlink, OnVlan, Route};
+use super::view::NicView;
 use crate::forwarding::local::UNLIMITED;
 use crate::net::vlan::{Outer, Tags};
 use crate::net::{NextHop, NicIndex};

@@ -10,9 +10,8 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, CacheInfo,
 };
-use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, VlanProtocol,
+    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, VlanProtocol,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -23,7 +22,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::{AddressMessageBuilder, Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::Notify;
 
-use super::ControlError;
+use super::error::ControlError;
 
 /// `IFA_PROTO` (linux/if_addr.h, kernel 5.18) of the addresses that holdfast adds: 'H'. The kernel
 /// itself uses 1 to 3. It distinguishes our addresses from an operator's after a crash.
@@ -192,8 +191,8 @@ impl Netlink {
                 RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build()
             }
         };
-        let mut answers = Box::pin(self.0.route().get(message).execute());
-        match answers.next().await {
+        let mut replies = Box::pin(self.0.route().get(message).execute());
+        match replies.next().await {
             Some(Ok(message)) => Ok(route(address, &message)),
             // ENETUNREACH, EHOSTUNREACH, EACCES (prohibit), EINVAL (blackhole): no route.
             None | Some(Err(Error::NetlinkError(_))) => Ok(Route::None),
@@ -288,10 +287,10 @@ fn netlink_error(error: std::io::Error) -> ControlError {
 }
 
 async fn collect<M, T, C: Default + Extend<T>>(
-    answers: impl Stream<Item = Result<M, Error>>,
+    replies: impl Stream<Item = Result<M, Error>>,
     convert: impl Fn(M) -> Option<T>,
 ) -> Result<C, Error> {
-    let collected = answers.try_fold(C::default(), |mut all, message| {
+    let collected = replies.try_fold(C::default(), |mut all, message| {
         all.extend(convert(message));
         std::future::ready(Ok(all))
     });
@@ -486,7 +485,7 @@ mod tests {
     #[test]
     fn route_answers() {
         let to = IpAddr::from([10, 0, 0, 9]);
-        let answer = |kind, attributes: &[RouteAttribute]| {
+        let reply = |kind, attributes: &[RouteAttribute]| {
             let mut message = RouteMessage::default();
             message.header.kind = kind;
             message.attributes = attributes.to_vec();
@@ -496,27 +495,27 @@ mod tests {
         let via = RouteAttribute::Gateway(RouteAddress::Inet(gateway));
         let metrics = [RouteMetric::Hoplimit(64), RouteMetric::Mtu(1400)];
         let metrics = RouteAttribute::Metrics(metrics.to_vec());
-        for (name, answer, expected) in [
-            ("local", answer(RouteType::Local, &[RouteAttribute::Oif(1)]), Route::Local),
+        for (name, reply, expected) in [
+            ("local", reply(RouteType::Local, &[RouteAttribute::Oif(1)]), Route::Local),
             (
                 "on link",
-                answer(RouteType::Unicast, &[RouteAttribute::Oif(2)]),
+                reply(RouteType::Unicast, &[RouteAttribute::Oif(2)]),
                 Route::Via { ifindex: 2, hop: to, mtu: None },
             ),
             (
                 "gateway",
-                answer(RouteType::Unicast, &[RouteAttribute::Oif(2), via]),
+                reply(RouteType::Unicast, &[RouteAttribute::Oif(2), via]),
                 Route::Via { ifindex: 2, hop: gateway.into(), mtu: None },
             ),
             (
                 "with an MTU",
-                answer(RouteType::Unicast, &[RouteAttribute::Oif(2), metrics]),
+                reply(RouteType::Unicast, &[RouteAttribute::Oif(2), metrics]),
                 Route::Via { ifindex: 2, hop: to, mtu: Some(1400) },
             ),
-            ("blackhole", answer(RouteType::BlackHole, &[]), Route::None),
-            ("broadcast", answer(RouteType::Broadcast, &[RouteAttribute::Oif(2)]), Route::None),
+            ("blackhole", reply(RouteType::BlackHole, &[]), Route::None),
+            ("broadcast", reply(RouteType::Broadcast, &[RouteAttribute::Oif(2)]), Route::None),
         ] {
-            assert_eq!(answer, expected, "{name}");
+            assert_eq!(reply, expected, "{name}");
         }
     }
 }

@@ -5,7 +5,7 @@
 //! reported when it comes and when it goes, and is part of the status in between; a restart ends
 //! its effects.
 
-use super::{NicNow, NicView, ProgramNow};
+use super::view::{NicNow, NicView, ProgramNow};
 
 /// Fault of a NIC.
 #[derive(Debug, Clone, PartialEq, Eq)]

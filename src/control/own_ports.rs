@@ -121,7 +121,7 @@ pub fn findings(
         let link = links.iter().find(|link| link.index == holder.ifindex);
         let on = link.map_or("an interface", |link| &link.name);
         let ports = &full_nat.ports;
-        let mut tell = |key, what: String, fix: String| {
+        let mut add = |key, what: String, fix: String| {
             let what = format!("{source} is this box's own address on {on}: {what}");
             found.push(Finding::new(Level::Warning, key, what, fix));
         };
@@ -132,7 +132,7 @@ pub fn findings(
                 shared.start(),
                 shared.end()
             );
-            tell("full_nat.sources", what, cure(ports, &shared));
+            add("full_nat.sources", what, cure(ports, &shared));
         }
         let heard = own.listening(*source, ports);
         if !heard.is_empty() {
@@ -142,7 +142,7 @@ pub fn findings(
                 list.join(", ")
             );
             let fix = "leave these out of [full_nat] ports, or use an address of its own";
-            tell("full_nat.ports", what, fix.to_owned());
+            add("full_nat.ports", what, fix.to_owned());
         }
     }
     found

@@ -13,16 +13,17 @@ use std::net::IpAddr;
 use hashbrown::{HashMap, HashSet};
 use tokio::time::Instant;
 
-use super::WorkerView;
 use super::answering::Answering;
 use super::counters::{self, Baseline};
 use super::drain::{Drain, Forecast};
+use super::error::Full;
 use super::health::{CheckSpec, Hysteresis};
 use super::identity::{self, InForce};
 use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::removed::{Gone, Removal, Removals, Removed};
 use super::slow_start::SlowStart;
+use super::view::WorkerView;
 use crate::config;
 use crate::flow::snat::SnatPool;
 use crate::forwarding::local::UNLIMITED;
@@ -34,18 +35,6 @@ use crate::net::{
     Address, BackendId, BackendIndex, Forward, Listen, ListenKey, Network, NextHop, PortRange,
     SteerRules, VipId, exact,
 };
-
-/// Error: more VIPs or backends than the forwarding table has room for.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{count} {what}: holdfast has room for {room}; spread them over several boxes")]
-pub struct Full {
-    /// `"VIPs"` or `"backends"`.
-    pub what: &'static str,
-    /// Configured number.
-    pub count: usize,
-    /// Maximum number.
-    pub room: usize,
-}
 
 /// Number of freed indices ahead of one that is reused: its pins are gone by then, and tables stay
 /// as short as possible, however many backends come and go.

@@ -18,7 +18,7 @@ use super::flow_rates::FlowRates;
 use super::nic_faults::NicFault;
 use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
-use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
+use super::view::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
 use crate::config::FullNat;
 use crate::forwarding::{FlowAction, Ports};
 use crate::net::{Family, NextHop};
@@ -241,7 +241,7 @@ fn totals(stats: &WorkerStats) -> Totals {
         received: stats.received.get(),
         transmitted: stats.transmitted.get(),
         handed_over: stats.handed_over.get(),
-        answered: stats.answers().map(|(_, count)| count).sum(),
+        answered: stats.local_replies().map(|(_, count)| count).sum(),
         dropped: stats.drops().map(|(_, count)| count).sum(),
         flows_active: stats.flows_active.get(),
         flows_new: stats.flows_new.get(),
@@ -301,7 +301,8 @@ fn all_answers(workers: &[WorkerView]) -> BTreeMap<String, u64> {
     let kinds = crate::stats::LocalReply::ALL.iter();
     kinds
         .map(|&kind| {
-            let sum = workers.iter().map(|worker| worker.stats.answer_counter(kind).get()).sum();
+            let sum =
+                workers.iter().map(|worker| worker.stats.local_reply_counter(kind).get()).sum();
             (kind.as_str().to_owned(), sum)
         })
         .collect()

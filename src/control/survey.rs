@@ -11,8 +11,8 @@ use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use hashbrown::{HashMap, HashSet};
 use ipnet::Ipv4Net;
 
-use super::ControlError;
 use super::control_socket;
+use super::error::ControlError;
 use super::inbound::{self, Arp};
 use super::neighbour::{self, Problem};
 use super::netlink::{self, InterfaceAddress, Link, Netlink, Route};
@@ -155,7 +155,7 @@ fn vip_address(vip: &Vip, network: &Network, found: &mut Vec<Finding>) {
         return;
     }
     let address = &address.ip();
-    let mut tell = |level, what, fix: &str| {
+    let mut add = |level, what, fix: &str| {
         found.push(Finding::new(
             level,
             "vip.address",
@@ -172,19 +172,19 @@ fn vip_address(vip: &Vip, network: &Network, found: &mut Vec<Finding>) {
                 (true, Announce::None) => {}
                 (true, Announce::Interface(_)) => {
                     let what = format!("is on {on} already, and stays there when holdfast stops");
-                    tell(Level::Note, what, "set announce = \"none\" if that is meant");
+                    add(Level::Note, what, "set announce = \"none\" if that is meant");
                 }
                 (false, _) => {
                     let what = format!(
                         "is this box's own address on {on}: holdfast takes the VIP's ports from it"
                     );
-                    tell(Level::Warning, what, "give the VIP an address of its own");
+                    add(Level::Warning, what, "give the VIP an address of its own");
                 }
             }
         }
         if let Some(role) = special_in(own, *address) {
             let what = format!("is the {role} address of the network on {on}");
-            tell(Level::Warning, what, "use an address that a host may have");
+            add(Level::Warning, what, "use an address that a host may have");
         }
     }
 }

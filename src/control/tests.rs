@@ -20,12 +20,16 @@ use super::admin::tests::Scratch;
 use super::api::{
     ApiError, BackendState, BackendStatus, EventList, Flow, HealthState, Ordered, Reloaded, Status,
 };
+use super::error::ControlError;
+use super::inputs::Inputs;
 use super::reload::tests::config;
+use super::signals::Signal;
 use super::state::tests::{backend, tcp_health, vip};
-use super::{
-    AttachedView, ControlError, Inputs, NicNow, NicView, ProgramNow, Signal, SocketStatistics,
-    SteerCounters, SteerRules, SteeringProgram, WorkerEvent, WorkerView, admin, serve,
+use super::view::{
+    AttachedView, NicNow, NicView, ProgramNow, SocketStatistics, SteerCounters, SteeringProgram,
+    WorkerEvent, WorkerView,
 };
+use super::{SteerRules, admin, serve};
 use crate::config::{Config, Vip};
 use crate::flow::entry::{Pin, State};
 use crate::flow::shared::{SharedTables, TableSizes};
@@ -170,9 +174,9 @@ impl Bench {
         tokio::spawn(connection);
         let request = Request::builder().method(method).uri(path).header("host", "holdfast");
         let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
-        let answer = sender.send_request(request).await.unwrap();
-        let status = answer.status().as_u16();
-        (status, answer.into_body().collect().await.unwrap().to_bytes())
+        let response = sender.send_request(request).await.unwrap();
+        let status = response.status().as_u16();
+        (status, response.into_body().collect().await.unwrap().to_bytes())
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> T {

@@ -3,9 +3,8 @@
 use crate::flow::entry::ReturnHop;
 use crate::flow::snat::SnatPort;
 use crate::flow::table::Slot;
-use crate::net::HashedKey;
 use crate::net::vlan::Tags;
-use crate::net::{BackendIndex, ListenKey, NextHop, NicIndex, VipId};
+use crate::net::{BackendIndex, HashedKey, ListenKey, NextHop, NicIndex, VipId};
 use crate::stats::LocalReply;
 use crate::xdp::umem::Frame;
 

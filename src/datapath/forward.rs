@@ -6,10 +6,9 @@
 use super::batch::{Direction, Packet};
 use super::conntrack::{Conntrack, Untracked};
 use super::context::Context;
-use super::icmp;
 use super::reset::TxBacklog;
 use super::rewrite::{rewrite_to_backend, rewrite_to_client};
-use super::unpinned;
+use super::{icmp, unpinned};
 use crate::forwarding::Miss;
 use crate::stats::Drop;
 

@@ -44,7 +44,7 @@ pub fn local_reply(
         return Err(Drop::BadIpv4Checksum);
     }
     let mut send = |packet: &mut Packet, kind| send_error(packet, kind, context, limiter, pool);
-    let answered = match reason {
+    let sent = match reason {
         Drop::TooBig => {
             let kind = ErrorKind::TooBig { mtu: packet.limit };
             must_not_be_fragmented(packet) && send(packet, kind)
@@ -61,7 +61,7 @@ pub fn local_reply(
         }
         _ => false,
     };
-    if answered { Ok(()) } else { Err(reason) }
+    if sent { Ok(()) } else { Err(reason) }
 }
 
 /// Whether the packet's VIP rejects packets for which it has no backend. Only a packet that opens a
@@ -104,7 +104,7 @@ fn send_error(
         context.stats.icmp_rate_limited.add(1);
         return false;
     }
-    let answer = match kind {
+    let reply = match kind {
         ErrorKind::TooBig { .. } => LocalReply::TooBig,
         ErrorKind::TimeExceeded => LocalReply::TimeExceeded,
         ErrorKind::PortUnreachable => LocalReply::Unreachable,
@@ -119,7 +119,7 @@ fn send_error(
         _ => None,
     };
     let sent = icmp::error(frame, ip, ours.unwrap_or(key.vip), kind).is_ok()
-        && send_back(packet, answer, &hop, context);
+        && send_back(packet, reply, &hop, context);
     if let Some(trace) = context.trace.filter(|_| sent) {
         trace.record_slot(packet.vip, packet.backend);
     }
@@ -129,12 +129,12 @@ fn send_error(
 /// Sends the frame, now a local reply, back to the packet's previous hop `hop`.
 pub(super) fn send_back(
     packet: &mut Packet,
-    answer: LocalReply,
+    reply: LocalReply,
     hop: &NextHop,
     context: &Context<'_>,
 ) -> bool {
     let Some(frame) = &mut packet.frame else { return false };
     packet.nic = context.nic;
-    packet.direction = Direction::LocalReply(answer);
+    packet.direction = Direction::LocalReply(reply);
     address_frame(frame, packet.layout.tag, hop, context).is_ok()
 }

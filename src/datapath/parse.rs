@@ -20,9 +20,8 @@ use etherparse::{
 
 use super::batch::{FragmentKind, HeaderLayout, Packet, TcpFlags};
 use crate::flow::fragments::{FirstFragment, Key, Span};
-use crate::net::Tuple;
 use crate::net::vlan::{Outer, Tags, tpid};
-use crate::net::{Address, Protocol};
+use crate::net::{Address, Protocol, Tuple};
 use crate::stats::Drop;
 
 /// Maximum number of IPv6 extension headers that are skipped; a packet with more is dropped.

@@ -52,7 +52,7 @@ fn count(packet: &Packet, stats: &WorkerStats) -> u64 {
         return 0;
     }
     if let Direction::LocalReply(answer) = packet.direction {
-        stats.answer_counter(answer).add(1);
+        stats.local_reply_counter(answer).add(1);
         return 1;
     }
     let (to_client, bytes) = (packet.direction.is_reply(), u64::from(packet.bytes));

@@ -5,9 +5,8 @@ use std::sync::atomic::AtomicU64;
 
 use super::qinq;
 use super::snat_pool::SnatPort;
-use crate::net::FlowKey;
 use crate::net::vlan::{Outer, Tags};
-use crate::net::{BackendId, BackendIndex, Forward, MAX_NICS, NextHop, NicIndex, VipId};
+use crate::net::{BackendId, BackendIndex, FlowKey, Forward, MAX_NICS, NextHop, NicIndex, VipId};
 use crate::units::Ticks;
 use crate::xdp::memory::Line;
 

@@ -15,8 +15,10 @@
 use siphasher::sip::SipHasher13;
 use std::fmt;
 
-use super::Secret;
 use crate::net::{Address, FlowKey};
+
+/// The key of every hash that chooses a backend: 16 bytes from the configuration.
+pub type Secret = [u8; 16];
 
 /// Maximum number of bits that divide the ports of a split source: blocks of [`BLOCK`] ports.
 pub const MAX_SPLIT: u8 = 10;

@@ -18,25 +18,21 @@ pub mod publish;
 pub mod quic_lb;
 pub mod scheduler;
 pub mod server;
+mod service;
+mod spec;
 pub mod sticky;
 pub mod table;
 pub mod tunnel;
 
-use std::fmt;
-use std::net::IpAddr;
-
-use serde::{Deserialize, Serialize};
-
-use crate::net::{BackendId, Forward, Network, NextHop, PortRange, Protocol, VipId};
-use crate::units::Ticks;
-
-pub use affinity::{Affinity, ClientKey, Splits};
+pub use affinity::{Affinity, ClientKey, Secret, Splits};
 pub use listeners::MAX_PREFIX_LENGTHS;
 pub use local::Local;
 pub use old_listeners::OldListen;
 pub use policy::{FlowTimeouts, Timeouts, VipPolicy};
 pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
+pub use service::{FlowAction, Miss, RESET_TIME, Service};
+pub use spec::{BackendSpec, FULL_SHARE, Ports, VipSpec};
 pub use sticky::Remember;
 pub use table::ForwardingTable;
 pub use tunnel::{OuterDf, Tunnels};
@@ -48,177 +44,3 @@ pub const MAX_BACKENDS: usize = 16_384;
 /// Maximum number of VIP ports that may map to one port of a NAT backend: each costs a new flow,
 /// and a reply, a look-up in the table of every worker.
 pub const MAX_RETURN_PATHS: usize = 16;
-
-/// Share of a backend that takes all of its new flows ([`BackendSpec::share`]).
-pub const FULL_SHARE: u16 = 1024;
-
-/// The ports of a VIP.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ports {
-    /// Every port.
-    All,
-    /// Single ports and ranges: at least one, without port 0, single ports distinct, ranges
-    /// disjoint.
-    List(Vec<PortRange>),
-}
-
-impl Ports {
-    /// A list of single ports.
-    pub fn of(ports: &[u16]) -> Self {
-        Self::List(ports.iter().copied().map(PortRange::single).collect())
-    }
-
-    /// The ports as ranges; [`PortRange::ALL`] for every port.
-    pub fn ranges(&self) -> &[PortRange] {
-        match self {
-            Self::All => &[PortRange::ALL],
-            Self::List(ports) => ports,
-        }
-    }
-
-    /// First port of the list, if there is a list.
-    pub fn first(&self) -> Option<u16> {
-        match self {
-            Self::All => None,
-            Self::List(ports) => ports.first().map(|range| range.first),
-        }
-    }
-
-    /// Whether `port` (not 0) is included.
-    pub fn contain(&self, port: u16) -> bool {
-        self.ranges().iter().any(|range| range.contains(port))
-    }
-}
-
-/// `all`, or `80, 8000-8999`.
-impl fmt::Display for Ports {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::List(ports) = self else { return f.write_str("all") };
-        for (index, range) in ports.iter().enumerate() {
-            let comma = if index == 0 { "" } else { ", " };
-            write!(f, "{comma}{range}")?;
-        }
-        Ok(())
-    }
-}
-
-/// Service state of a backend, set by an operator or by a drain deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Service {
-    /// Takes new flows.
-    Active,
-    /// Keeps its flows, takes no new ones.
-    Draining,
-    /// Takes no packets: the drain met its deadline, and its pins are stale.
-    Out,
-}
-
-/// Kind of a client's packet without a pin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Miss {
-    /// The packet opens a flow: a SYN, or a packet of a protocol without connections.
-    Open,
-    /// A TCP packet without SYN: its flow has lost its pin.
-    NonSyn,
-}
-
-/// Treatment of flows pinned to a backend that no longer serves them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FlowAction {
-    /// Their packets still go to the backend.
-    #[default]
-    Keep,
-    /// TCP: both ends receive a RST. UDP: like [`FlowAction::Rehash`].
-    Reset,
-    /// The next packet of each flow chooses another backend.
-    Rehash,
-}
-
-impl FlowAction {
-    /// Configuration keyword.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Keep => "keep",
-            Self::Reset => "reset",
-            Self::Rehash => "rehash",
-        }
-    }
-}
-
-/// Time that a reset flow keeps its pin, so that an end that missed its RST receives another one:
-/// 12 s.
-pub const RESET_TIME: Ticks = Ticks(1200);
-
-/// The key of every hash that chooses a backend: 16 bytes from the configuration.
-pub type Secret = [u8; 16];
-
-/// A VIP, as input to a table build.
-#[derive(Debug, Clone)]
-pub struct VipSpec {
-    /// Index, unique in the table.
-    pub id: VipId,
-    /// Addresses that clients connect to: one, or a prefix.
-    pub address: Network,
-    /// Ports that clients connect to; an empty list for a VIP removed by a reload.
-    pub ports: Ports,
-    /// TCP or UDP.
-    pub protocol: Protocol,
-    /// How packets reach the backends.
-    pub forward: Forward,
-    /// Options.
-    pub policy: VipPolicy,
-    /// Client addresses with flows spread over several backends.
-    pub splits: Splits,
-    /// Whether workers report its new flows as samples ([`Sample`](crate::stats::Sample)).
-    pub sampled: bool,
-    /// Backends, in any order.
-    pub backends: Vec<BackendSpec>,
-    /// Addresses and ports that the VIP had before a reload: they take no new flows.
-    pub old: Vec<OldListen>,
-}
-
-impl VipSpec {
-    /// Returns this VIP with changed options.
-    #[must_use]
-    pub fn with(mut self, change: impl FnOnce(&mut VipPolicy)) -> Self {
-        change(&mut self.policy);
-        self
-    }
-}
-
-/// A backend, as input to a table build.
-#[derive(Debug, Clone)]
-pub struct BackendSpec {
-    /// Index and generation, the index unique in the table.
-    pub id: BackendId,
-    /// Name, unique in its VIP, for display only. Schedulers hash the address ([`server`]).
-    pub name: String,
-    /// Address of the server.
-    pub address: IpAddr,
-    /// NAT: port of the server; `None` keeps the port that the client connected to.
-    pub port: Option<u16>,
-    /// Share of new flows relative to the other backends of the VIP; 0 takes none.
-    pub weight: u32,
-    /// Part of the new flows scheduled to it that it takes, in units of 1/[`FULL_SHARE`]: below
-    /// [`FULL_SHARE`] during slow start.
-    pub share: u16,
-    /// Result of the health check.
-    pub up: bool,
-    /// Active, draining or out of service.
-    pub service: Service,
-    /// Treatment of its flows, up or down: [`FlowAction::Keep`], unless a drain has met its
-    /// deadline. With [`FlowAction::Reset`] one sweep terminates the established TCP flows, and
-    /// their pins are removed after [`RESET_TIME`]; flows that are opening or closing, and silent,
-    /// expire by their idle time-outs.
-    pub flow_action: FlowAction,
-    /// Next hop of frames to it, if route and neighbour are known.
-    pub next_hop: Option<NextHop>,
-    /// Maximum length of an IP packet to it, in bytes.
-    pub mtu: u16,
-    /// Server ids that name it in QUIC connection ids.
-    pub server_ids: Vec<ServerId>,
-    /// Whether a reload has removed it: it takes only packets of flows that `flow_action` keeps.
-    pub removed: bool,
-}

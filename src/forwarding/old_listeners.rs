@@ -5,7 +5,7 @@
 
 use hashbrown::HashMap;
 
-use super::FlowAction;
+use super::service::FlowAction;
 use crate::net::{Listen, ListenKey, VipId, exact};
 
 /// An address and ports that a VIP no longer has.

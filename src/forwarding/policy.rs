@@ -4,7 +4,8 @@
 //! A new option is a field here with its default. The configuration reads it, a reload reports its
 //! changes, and the data path reads it from [`Vip::policy`](super::table::Vip::policy).
 
-use super::{Affinity, FlowAction, Remember, SchedulerKind, quic_lb};
+use super::service::FlowAction;
+use super::{Affinity, Remember, SchedulerKind, quic_lb};
 use crate::net::Protocol;
 use crate::units::Ticks;
 

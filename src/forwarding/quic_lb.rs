@@ -20,7 +20,6 @@ use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 
-use super::{Affinity, BackendSpec, VipSpec};
 use crate::net::BackendIndex;
 use crate::wire::quic::MAX_CONNECTION_ID;
 
@@ -272,23 +271,19 @@ pub struct QuicLb {
 }
 
 impl QuicLb {
-    /// Builds the state of a VIP; `None` if the VIP does not use connection ids.
-    pub fn new(vip: &VipSpec) -> Option<Box<Self>> {
-        if vip.policy.affinity != Affinity::QuicCid {
-            return None;
-        }
+    /// Builds the state of a VIP with these configurations, the last of each rotation, and the
+    /// server ids of its backends.
+    pub fn new(
+        configs: &[Config],
+        servers: impl IntoIterator<Item = (ServerId, BackendIndex)>,
+    ) -> Self {
         let mut codecs = [const { None }; ROTATIONS];
-        for config in &*vip.policy.quic {
-            if let Some(place) = codecs.get_mut(usize::from(config.rotation)) {
-                *place = Codec::new(config);
+        for config in configs {
+            if let Some(codec) = codecs.get_mut(usize::from(config.rotation)) {
+                *codec = Codec::new(config);
             }
         }
-        let ids = |backend: &BackendSpec| {
-            let index = backend.id.index;
-            backend.server_ids.clone().into_iter().map(move |id| (id, index))
-        };
-        let pool = vip.backends.iter().filter(|backend| !backend.removed);
-        Some(Box::new(Self { codecs, servers: pool.flat_map(ids).collect() }))
+        Self { codecs, servers: servers.into_iter().collect() }
     }
 
     /// The backend named by a connection id: the rotation is configured, the id is long enough, and
@@ -309,7 +304,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::forwarding::table::testing::{backend, spec};
 
     const KEY: &str = "8f95f09245765f80256934e50c66207f";
 
@@ -388,24 +382,11 @@ mod tests {
     }
 
     /// Three rotations at once: plain, one block, and four passes, with ids of three lengths.
-    fn three() -> (Vec<Config>, Box<QuicLb>) {
+    fn three() -> (Vec<Config>, QuicLb) {
         let configs = vec![config(0, 3, 4, ""), config(1, 8, 8, KEY), config(6, 10, 5, KEY)];
-        let backends: Vec<_> = (0..50)
-            .map(|index| {
-                let mut backend = backend(index);
-                backend.server_ids = [3, 8, 10].map(|len| id_of(index, len)).to_vec();
-                backend
-            })
-            .collect();
-        let quic = configs.clone();
-        let vip = VipSpec {
-            backends,
-            ..spec(0).with(|policy| {
-                policy.affinity = Affinity::QuicCid;
-                policy.quic = quic.into();
-            })
-        };
-        let quic = QuicLb::new(&vip).unwrap();
+        let servers = (0..50)
+            .flat_map(|index| [3, 8, 10].map(|len| (id_of(index, len), BackendIndex(index))));
+        let quic = QuicLb::new(&configs, servers);
         (configs, quic)
     }
 
@@ -445,7 +426,6 @@ mod tests {
         assert_eq!(quic.backend(&hex("07335a0001020304")), None, "no such server");
         assert_eq!(quic.backend(&hex("47005a0001020304")), None, "no such rotation");
         assert_eq!(quic.backend(&hex("e7005a0001020304")), None, "unroutable, 0b111");
-        assert!(QuicLb::new(&spec(0)).is_none(), "another affinity");
     }
 
     proptest! {

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use hashbrown::HashMap;
 use siphasher::sip::SipHasher13;
 
-use super::{BackendSpec, Secret};
+use super::affinity::Secret;
+use super::spec::BackendSpec;
 
 /// A server in the pool of a VIP, as schedulers hash and order it: equal on every box with this
 /// pool.

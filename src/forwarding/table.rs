@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
+use super::affinity::{Affinity, Secret};
 use super::listeners::Listeners;
 use super::local::UNLIMITED;
 use super::old_listeners::OldListeners;
@@ -11,12 +12,11 @@ use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
 use super::server::Server;
+use super::service::{FlowAction, Miss, Service};
+use super::spec::{BackendSpec, FULL_SHARE, VipSpec};
 use super::sticky::{Hold, Reentry, Sticky};
 use super::tunnel::Entropy;
-use super::{
-    Affinity, BackendSpec, ClientKey, FULL_SHARE, FlowAction, FlowTimeouts, Local,
-    MAX_RETURN_PATHS, Miss, Secret, Service, Splits, VipPolicy, VipSpec,
-};
+use super::{ClientKey, FlowTimeouts, Local, MAX_RETURN_PATHS, Splits, VipPolicy};
 use crate::net::{
     Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PathKey,
     PortRange, Protocol, VipId, exact,
@@ -433,7 +433,7 @@ impl Vip {
             scheduler,
             splits: spec.splits.clone(),
             sampled: spec.sampled,
-            quic: QuicLb::new(spec),
+            quic: quic_ids(spec),
             names,
         }
     }
@@ -458,6 +458,17 @@ fn names(spec: &VipSpec, previous: Option<&Vip>) -> Arc<[(BackendIndex, Box<str>
         }
         _ => named.map(|(index, name)| (index, name.into())).collect(),
     }
+}
+
+/// The server ids of a VIP whose affinity is the QUIC connection id.
+fn quic_ids(spec: &VipSpec) -> Option<Box<QuicLb>> {
+    let ids = |backend: &BackendSpec| {
+        let index = backend.id.index;
+        backend.server_ids.clone().into_iter().map(move |id| (id, index))
+    };
+    let servers = spec.backends.iter().filter(|backend| !backend.removed).flat_map(ids);
+    let used = spec.policy.affinity == Affinity::QuicCid;
+    used.then(|| Box::new(QuicLb::new(&spec.policy.quic, servers)))
 }
 
 /// Scheduler input of a backend.
@@ -582,8 +593,8 @@ impl Sticky {
 pub(crate) mod testing {
     //! Specs for tests.
     use super::*;
-    use crate::forwarding::Ports;
     use crate::forwarding::local::UNLIMITED;
+    use crate::forwarding::spec::Ports;
     use crate::net::NicIndex;
 
     /// A NAT VIP 192.0.2.`10 + id` on TCP port 80, without backends.
@@ -628,7 +639,7 @@ pub(crate) mod testing {
 mod tests {
     use super::testing::{backend, spec};
     use super::*;
-    use crate::forwarding::Ports;
+    use crate::forwarding::spec::Ports;
 
     fn key(address: [u8; 4], port: u16) -> ListenKey {
         ListenKey { address: Address::from_v4(address), port, protocol: Protocol::Tcp }

@@ -8,7 +8,7 @@
 
 use siphasher::sip::SipHasher13;
 
-use super::Secret;
+use super::affinity::Secret;
 use crate::net::{ADDRESS_BITS, Address, Network, SteerRules, TableSecret, Tuple};
 
 /// UDP port of GUE (IANA).

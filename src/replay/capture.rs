@@ -3,18 +3,19 @@
 //! The file is untrusted. It is read as a stream, through one window of fixed size; pcap-parser
 //! checks lengths, and data that would grow with the file (interfaces of pcapng) is bounded here.
 
+mod packet;
 mod section;
 mod window;
 
 use std::io::Read;
 use std::time::Duration;
 
-use pcap_parser::nom::{self, IResult};
+use pcap_parser::nom::{self};
 use pcap_parser::{
-    LegacyPcapBlock, Linktype, PcapError, SHB_MAGIC, parse_pcap_frame, parse_pcap_frame_be,
-    parse_pcap_header,
+    LegacyPcapBlock, Linktype, SHB_MAGIC, parse_pcap_frame, parse_pcap_frame_be, parse_pcap_header,
 };
 
+use self::packet::{Found, Nics, Parsed, Wrong, check_link, len_of, malformed};
 use self::section::Section;
 use self::window::Window;
 use crate::net::NicIndex;
@@ -85,40 +86,6 @@ enum Format {
         unit: u64,
     },
     PcapNg(Section),
-}
-
-/// NICs of the configuration, indexed by `NicIndex`.
-struct Nics {
-    names: Vec<String>,
-    /// NIC of packets without a known interface.
-    default: NicIndex,
-}
-
-impl Nics {
-    /// Returns the NIC of that name, or the default.
-    fn named(&self, name: Option<&[u8]>) -> NicIndex {
-        let found = (0..).zip(&self.names).find(|(_, nic)| name == Some(nic.as_bytes()));
-        found.map_or(self.default, |(index, _)| NicIndex(index))
-    }
-}
-
-/// Properties of a packet, without its bytes.
-struct Found {
-    nic: NicIndex,
-    time: Option<Duration>,
-    original_len: u32,
-}
-
-/// Reason why a record cannot be used.
-enum Wrong {
-    Malformed(String),
-    LinkType(Linktype),
-}
-
-impl From<&str> for Wrong {
-    fn from(what: &str) -> Self {
-        Self::Malformed(what.to_owned())
-    }
 }
 
 impl<R: Read> Capture<R> {
@@ -228,33 +195,8 @@ fn packet(
     Ok(Found { nic, time, original_len: frame.origlen })
 }
 
-/// Result of pcap-parser on some bytes.
-type Parsed<'b, T> = IResult<&'b [u8], T, PcapError<&'b [u8]>>;
-
 fn frame(big_endian: bool, bytes: &[u8]) -> Parsed<'_, LegacyPcapBlock<'_>> {
     if big_endian { parse_pcap_frame_be(bytes) } else { parse_pcap_frame(bytes) }
-}
-
-/// Returns the number of bytes that were parsed; `None` if more are needed.
-fn len_of<T>(bytes: &[u8], parsed: Parsed<'_, T>) -> Result<Option<usize>, Wrong> {
-    match parsed {
-        Ok((rest, _)) => Ok(Some(bytes.len() - rest.len())),
-        Err(nom::Err::Incomplete(_)) => Ok(None),
-        Err(error) => Err(malformed(error)),
-    }
-}
-
-fn malformed(error: nom::Err<PcapError<&[u8]>>) -> Wrong {
-    match error {
-        // The record is complete by its own length.
-        nom::Err::Incomplete(_) => "a block is too short for what it holds".into(),
-        _ => "the lengths or numbers of a block contradict each other".into(),
-    }
-}
-
-fn check_link(link: Linktype, bits: u32) -> Result<(), Linktype> {
-    let number = Linktype(link.0 & bits.cast_signed());
-    if number == Linktype::ETHERNET { Ok(()) } else { Err(link) }
 }
 
 /// Describes a position in the file.

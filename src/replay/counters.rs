@@ -51,7 +51,7 @@ impl Names {
     pub(super) fn text(&self, name: Name) -> String {
         match name {
             Name::Worker(name) => format!("workers.{name}"),
-            Name::LocalReply(answer) => format!("workers.answers.{}", answer.as_str()),
+            Name::LocalReply(reply) => format!("workers.answers.{}", reply.as_str()),
             Name::Drop(reason) => format!("workers.drops.{}", reason.as_str()),
             Name::Vip(index, name) => {
                 format!("vips.{}.{name}", self.vip(index).unwrap_or_default())
@@ -101,7 +101,7 @@ impl Counters {
 /// Yields every counter of packets and flows, always in the same order.
 fn walk(stats: &WorkerStats) -> impl Iterator<Item = (Name, u64)> + '_ {
     let worker = stats.named().map(|(name, value)| (Name::Worker(name), value));
-    let answers = stats.answers().map(|(answer, value)| (Name::LocalReply(answer), value));
+    let replies = stats.local_replies().map(|(reply, value)| (Name::LocalReply(reply), value));
     let drops = stats.drops().map(|(reason, value)| (Name::Drop(reason), value));
     let vips = stats.vips.iter().enumerate().flat_map(|(index, stats)| {
         stats.named().map(move |(name, value)| (Name::Vip(index, name), value))
@@ -112,5 +112,5 @@ fn walk(stats: &WorkerStats) -> impl Iterator<Item = (Name, u64)> + '_ {
     let nics = stats.nics.iter().enumerate().flat_map(|(index, stats)| {
         stats.named().map(move |(name, value)| (Name::Nic(index, name), value))
     });
-    worker.chain(answers).chain(drops).chain(vips).chain(backends).chain(nics)
+    worker.chain(replies).chain(drops).chain(vips).chain(backends).chain(nics)
 }

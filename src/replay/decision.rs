@@ -151,7 +151,7 @@ impl Decision {
     }
 
     /// Records the steps that the stages do not record themselves.
-    pub(super) fn record_end(&mut self, reason: Option<Drop>, answer: Option<LocalReply>) {
+    pub(super) fn record_end(&mut self, reason: Option<Drop>, reply: Option<LocalReply>) {
         let name = self.place();
         match self.flow {
             FlowState::Pinned => self.record("conntrack", name, "the flow has a pin"),
@@ -161,8 +161,8 @@ impl Decision {
         if let Some(reason) = reason {
             self.record("drop", reason.as_str(), reason.describe().trim());
         }
-        if let Some(answer) = answer {
-            return self.record("reply", answer.as_str(), answer.describe().trim());
+        if let Some(reply) = reply {
+            return self.record("reply", reply.as_str(), reply.describe().trim());
         }
         let frames = self.sent.len();
         if self.verdict == Verdict::Reply {
@@ -238,7 +238,7 @@ pub(super) struct Facts {
     /// Reason for the drop.
     pub(super) reason: Option<Drop>,
     /// Kind of local reply that the packet became.
-    pub(super) answer: Option<LocalReply>,
+    pub(super) reply: Option<LocalReply>,
     /// Whether the packet is an ICMP error that was forwarded.
     related: bool,
     /// Index of the VIP.
@@ -259,8 +259,8 @@ impl Facts {
         for &(name, by) in moved.iter().filter(|(_, by)| *by > 0) {
             match name {
                 Name::Drop(reason) => facts.reason = Some(reason),
-                Name::LocalReply(answer) => {
-                    (facts.answer, facts.own_frame) = (Some(answer), true);
+                Name::LocalReply(reply) => {
+                    (facts.reply, facts.own_frame) = (Some(reply), true);
                 }
                 Name::Worker("icmp_errors_forwarded") => facts.related = true,
                 Name::Worker("transmitted") => facts.own_frame = by > 0,
@@ -286,7 +286,7 @@ impl Facts {
 
     pub(super) fn verdict(&self) -> Verdict {
         match self {
-            Self { answer: Some(_), .. } | Self { resets: true, own_frame: false, .. } => {
+            Self { reply: Some(_), .. } | Self { resets: true, own_frame: false, .. } => {
                 Verdict::Reply
             }
             Self { own_frame: true, .. } => Verdict::Transmit,

@@ -1,6 +1,6 @@
 //! Errors that prevent a replay.
 
-use crate::control::state::Full;
+use crate::control::error::Full;
 use crate::flow::table::TableError;
 use crate::xdp::memory::MappingError;
 use crate::xdp::socket::SocketError;

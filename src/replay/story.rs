@@ -57,7 +57,11 @@ impl<W: Write> Story<W> {
     ///
     /// # Errors
     /// [`StoryError`].
-    pub fn tell(&mut self, captured: &Captured<'_>, decision: &Decision) -> Result<(), StoryError> {
+    pub fn write(
+        &mut self,
+        captured: &Captured<'_>,
+        decision: &Decision,
+    ) -> Result<(), StoryError> {
         for sent in &decision.unasked {
             self.sent(sent, decision.ended, UNASKED)?;
         }

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use tokio::time::Instant;
 
 use crate::config::{self, Config, MAX_WEIGHT};
-use crate::control::state::{Full, Registry};
+use crate::control::error::Full;
+use crate::control::state::Registry;
 use crate::forwarding::{FULL_SHARE, SchedulerKind, Service, VipSpec};
 use crate::net::{NextHop, NicIndex};
 
@@ -327,11 +328,11 @@ mod tests {
             ),
         ];
         for (change, why) in rows {
-            let told = scenarios(&config(), std::slice::from_ref(&change)).unwrap_err();
-            assert_eq!(told.to_string(), format!("--change '{change}': {why}"));
+            let refusal = scenarios(&config(), std::slice::from_ref(&change)).unwrap_err();
+            assert_eq!(refusal.to_string(), format!("--change '{change}': {why}"));
         }
         let odd = on("web", Action::Scheduler("random".to_owned()));
-        let told = scenarios(&config(), &[odd]).unwrap_err().to_string();
+        let refusal = scenarios(&config(), &[odd]).unwrap_err().to_string();
         let mut datagrams = config();
         for vip in &mut datagrams.vips {
             (vip.protocol, vip.policy.pin) = (crate::net::Protocol::Udp, false);
@@ -343,6 +344,6 @@ mod tests {
         assert_eq!(refused, format!("--change 'scheduler web=bounded': {why}"));
         let start =
             "--change 'scheduler web=random': there is no scheduler random; there are: maglev";
-        assert!(told.starts_with(start), "{told}");
+        assert!(refusal.starts_with(start), "{refusal}");
     }
 }

@@ -72,8 +72,8 @@ pub fn simulate(
     settings: &Settings,
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Vec<Row> {
-    let told = |done| progress(Progress { vip: &scenario.name, done, of: kinds.len() });
-    told(0);
+    let report = |done| progress(Progress { vip: &scenario.name, done, of: kinds.len() });
+    report(0);
     let trace = trace(&scenario.before, settings);
     let rows: Mutex<Vec<(usize, Row)>> = Mutex::default();
     let next = AtomicUsize::new(0);
@@ -83,7 +83,7 @@ pub fn simulate(
             let row = one(scenario, kind, &trace, settings);
             let mut rows = rows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             rows.push((index, row));
-            told(rows.len());
+            report(rows.len());
         }
     };
     let threads = thread::available_parallelism().map_or(1, usize::from).min(kinds.len());

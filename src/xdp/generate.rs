@@ -12,9 +12,10 @@ use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 
 use super::nic::Nic;
-use super::program::{
-    Attached, ProgramError, io_cause, load_error, load_in_spite_of_signals, map, map_error, no_map,
+use super::program::error::{
+    ProgramError, io_cause, load_error, map, map_error, no_map, with_causes,
 };
+use super::program::{Attached, load_in_spite_of_signals};
 use super::queue::XskQueue;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generate.bpf.o"));
@@ -219,7 +220,7 @@ impl Blaster {
             Ok(_) => Ok(()),
             Err(error) if io_cause(&error).is_some_and(is_interruption) => Ok(()),
             Err(error) => {
-                let reason = super::program::with_causes(&error);
+                let reason = with_causes(&error);
                 Err(ProgramError::Run { interface, reason })
             }
         }
@@ -261,7 +262,7 @@ fn attach(ebpf: &mut Ebpf, name: &str, nic: &Nic) -> Result<Attached, ProgramErr
         Err(error) => Err(ProgramError::Attach {
             interface: nic.name().to_owned(),
             mode: "native and generic",
-            reason: super::program::with_causes(&error),
+            reason: with_causes(&error),
             hint: "the generator needs a NIC without an XDP program: see `ip link` and \
                    `bpftool net`",
         }),

@@ -4,9 +4,8 @@
 //! when the process is killed, and goes on dropping packets for VIPs (architecture invariant 8).
 //! Source: rtnetlink(7); include/uapi/linux/if_link.h; net/core/dev.c, `dev_change_xdp_fd`.
 
-use std::fmt;
-use std::io;
 use std::os::fd::RawFd;
+use std::{fmt, io};
 
 use netlink_packet_core::{
     ErrorBuffer, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE,
@@ -148,7 +147,7 @@ impl Rtnetlink {
             buffer.clear();
             // MSG_TRUNC makes recv return the whole length, also when less was stored.
             if self.socket.recv(&mut buffer, libc::MSG_TRUNC)? > buffer.len() {
-                return Err(io::Error::other("a netlink answer of over 64 KiB").into());
+                return Err(io::Error::other("a netlink reply of over 64 KiB").into());
             }
             for message in messages(&buffer) {
                 match message.message_type() {
@@ -198,7 +197,7 @@ fn attributes(bytes: Option<&[u8]>) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
 /// request's header.
 fn acknowledgement(message: &NetlinkBuffer<&[u8]>) -> Result<(), NetlinkError> {
     let payload = message.payload();
-    let cut_short = |_| io::Error::other("a netlink answer that is cut short");
+    let cut_short = |_| io::Error::other("a netlink reply that is cut short");
     let error = ErrorBuffer::new_checked(payload).map_err(cut_short)?;
     let Some(code) = error.code() else { return Ok(()) };
     let answered = error.payload();

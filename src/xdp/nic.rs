@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::netlink::{Link, NetlinkError, Rtnetlink};
 
-/// Commands of include/uapi/linux/ethtool.h. None of their structures exceeds [`ANSWER`] words.
+/// Commands of include/uapi/linux/ethtool.h. None of their structures exceeds [`REPLY`] words.
 #[derive(Clone, Copy)]
 enum Command {
     /// `ETHTOOL_GDRVINFO`.
@@ -185,13 +185,13 @@ pub struct LinkNow {
 
 /// Words of the reply to an ethtool command: more than the largest structure in use, `struct
 /// ethtool_drvinfo` (49), has.
-const ANSWER: usize = 64;
+const REPLY: usize = 64;
 
 /// `struct ifreq` with a pointer, the argument of ethtool commands.
 #[repr(C)]
 struct Request {
     name: [u8; libc::IFNAMSIZ],
-    data: *mut [u32; ANSWER],
+    data: *mut [u32; REPLY],
     rest: [u64; 2],
 }
 
@@ -209,9 +209,8 @@ impl Ethtool {
     /// Returns the driver's name from `struct ethtool_drvinfo`: the command, 32 bytes with the
     /// name, and more.
     fn driver(&self, name: &str) -> String {
-        let Ok(answer) = self.ask(Command::DriverInfo, name) else { return "unknown".to_owned() };
-        let bytes: Vec<u8> =
-            answer.into_iter().skip(1).take(8).flat_map(u32::to_ne_bytes).collect();
+        let Ok(reply) = self.ask(Command::DriverInfo, name) else { return "unknown".to_owned() };
+        let bytes: Vec<u8> = reply.into_iter().skip(1).take(8).flat_map(u32::to_ne_bytes).collect();
         String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
     }
 
@@ -228,11 +227,10 @@ impl Ethtool {
     }
 
     /// Issues `SIOCETHTOOL`: the kernel reads the command and fills in the rest of its structure.
-    fn ask(&self, command: Command, name: &str) -> io::Result<[u32; ANSWER]> {
-        let mut answer = [0; ANSWER];
-        answer[0] = command as u32;
-        let mut request =
-            Request { name: [0; libc::IFNAMSIZ], data: &raw mut answer, rest: [0; 2] };
+    fn ask(&self, command: Command, name: &str) -> io::Result<[u32; REPLY]> {
+        let mut reply = [0; REPLY];
+        reply[0] = command as u32;
+        let mut request = Request { name: [0; libc::IFNAMSIZ], data: &raw mut reply, rest: [0; 2] };
         // The last byte stays zero, as the terminator.
         let room = request.name.iter_mut().take(libc::IFNAMSIZ - 1);
         room.zip(name.bytes()).for_each(|(place, byte)| *place = byte);
@@ -241,7 +239,7 @@ impl Ethtool {
         // array that is longer than the structure of any `Command`; these structures consist of
         // integers.
         let done = unsafe { libc::ioctl(fd, code as _, &raw mut request) };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(reply) }
     }
 }
 

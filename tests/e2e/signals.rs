@@ -14,7 +14,7 @@ fn sighup_during_a_start_reloads_when_it_is_ready() {
     let config = Config::new(&lab, 1, vec![vip("nat", Family::V4, false)]);
     let mut holdfast = Holdfast::start_held(&lab, &config, |pid| signal(pid, "HUP"));
     wait_for("the reload of the start", SOON, || {
-        holdfast.answers() && holdfast.ok(&["events", "--json"]).contains("\"reload\"")
+        holdfast.responds() && holdfast.ok(&["events", "--json"]).contains("\"reload\"")
     });
     holdfast.stop();
 }
@@ -72,7 +72,7 @@ fn signals_throughout_a_start_do_not_fail_it() {
             }
         }));
     });
-    wait_for("a start among signals", SOON, || holdfast.answers());
+    wait_for("a start among signals", SOON, || holdfast.responds());
     sender.unwrap().join().unwrap();
     holdfast.stop();
 }

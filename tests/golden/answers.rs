@@ -47,7 +47,7 @@ fn assert_quotes(message: &Message, family: Family, packet: &[u8]) {
 }
 
 fn answered(rig: &Rig, answer: LocalReply) -> u64 {
-    rig.stats(0).answer_counter(answer).get()
+    rig.stats(0).local_reply_counter(answer).get()
 }
 
 #[test]

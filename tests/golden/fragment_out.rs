@@ -158,7 +158,7 @@ fn dont_fragment_is_answered_and_other_packets_are_fragmented() {
         packet[20] = 0x40;
         set_sum(&mut packet);
         assert_eq!(rig.send(0, 0, &packet).len(), 1);
-        assert_eq!(rig.stats(0).answer_counter(LocalReply::TooBig).get(), 1, "{forward:?}");
+        assert_eq!(rig.stats(0).local_reply_counter(LocalReply::TooBig).get(), 1, "{forward:?}");
         assert_eq!(rig.stats(0).fragments_sent.get(), 0);
         rig.assert_accounted();
     }

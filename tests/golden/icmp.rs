@@ -444,7 +444,7 @@ fn echo_requests_to_a_vip_are_answered() {
                 };
                 assert_eq!(Message::of(&sent[0]), expected);
             }
-            assert_eq!(rig.stats(0).answer_counter(LocalReply::EchoReply).get(), 6);
+            assert_eq!(rig.stats(0).local_reply_counter(LocalReply::EchoReply).get(), 6);
             assert_eq!(rig.stats(0).transmitted.get(), 0);
             rig.assert_accounted();
         }

@@ -81,7 +81,8 @@ fn without_another_backend_the_client_is_dropped_by_name_or_refused() {
             let sent = rig.send(0, 0, &from_backend(family, protocol, 1, 1000, "S"));
             let stats = rig.stats(0);
             let told = [LocalReply::Rejected, LocalReply::Unreachable];
-            let told: u64 = told.iter().map(|&answer| stats.answer_counter(answer).get()).sum();
+            let told: u64 =
+                told.iter().map(|&answer| stats.local_reply_counter(answer).get()).sum();
             let dropped = rig.drops(0, Drop::ClientIsBackend);
             let expected = if reject_no_backend { (1, 1, 0) } else { (0, 0, 1) };
             assert_eq!((sent.len(), told, dropped), expected, "{family:?} {protocol:?} {pin}");

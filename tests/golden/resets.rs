@@ -65,7 +65,7 @@ fn backend_end(forward: Forward, family: Family) -> (IpAddr, u16) {
 }
 
 /// Checks addresses, checksums, flags and numbers of a packet to the client and one to the backend.
-fn assert_told(
+fn assert_resets(
     sent: &[Sent],
     (forward, family): (Forward, Family),
     to_client: (&str, u32, u32),
@@ -107,7 +107,7 @@ fn a_packet_to_a_backend_that_is_down_resets_both_ends() {
                 let sent = rig.send(0, 0, &segment(family, 5_000 + round, 9_000 + round));
                 let (sequence, acknowledgment) = (5_000 + round, 9_000 + round);
                 let to_backend = ("RA", sequence, acknowledgment);
-                assert_told(&sent, (forward, family), ("R", acknowledgment, 0), to_backend);
+                assert_resets(&sent, (forward, family), ("R", acknowledgment, 0), to_backend);
             }
             assert_eq!(rig.drops(0, Drop::FlowReset), 3);
             let stats = rig.stats(0);
@@ -135,11 +135,11 @@ fn a_packet_of_a_nat_backend_resets_both_ends_at_whichever_worker_it_arrives() {
                 down(&mut rig);
                 let reply = numbered(family, request.reply("A"), 700, 300);
                 let sent = rig.send(worker, 0, &reply);
-                assert_told(&sent, mode, ("RA", 700, 300), ("R", 300, 0));
+                assert_resets(&sent, mode, ("RA", 700, 300), ("R", 300, 0));
                 // The worker that has the pin has the update now.
                 rig.change(|specs| specs[0].backends[0].up = true);
                 let sent = rig.send(0, 0, &segment(family, 301, 701));
-                assert_told(&sent, mode, ("R", 701, 0), ("RA", 301, 701));
+                assert_resets(&sent, mode, ("R", 701, 0), ("RA", 301, 701));
                 rig.assert_accounted();
             }
         }
@@ -158,7 +158,7 @@ fn a_packet_of_a_client_at_another_worker_resets_both_ends() {
             down(&mut rig);
             for worker in [1, 0, 1] {
                 let sent = rig.send(worker, 0, &segment(family, 5, 9));
-                assert_told(&sent, (forward, family), ("R", 9, 0), ("RA", 5, 9));
+                assert_resets(&sent, (forward, family), ("R", 9, 0), ("RA", 5, 9));
             }
             rig.assert_accounted();
         }
@@ -179,7 +179,7 @@ fn resets_take_the_vlan_of_each_side() {
             rig.send(0, 0, &tagged(client(family, "A"), client_vlan));
             down(&mut rig);
             let sent = rig.send(0, 0, &tagged(segment(family, 5, 9), client_vlan));
-            assert_told(&sent, (Forward::Nat, family), ("R", 9, 0), ("RA", 5, 9));
+            assert_resets(&sent, (Forward::Nat, family), ("R", 9, 0), ("RA", 5, 9));
             for one in &sent {
                 let to_client = one.destination_mac() == CLIENT_MAC;
                 assert_eq!(one.vlan(), if to_client { client_vlan } else { backend_vlan });
@@ -262,7 +262,7 @@ fn silent_ends_are_probed_and_their_answer_is_answered() {
             assert!(probe.bytes[header..].iter().all(|&byte| byte == 0), "padding at most");
         }
         let sent = rig.send(0, 0, &segment(family, 5, 9));
-        assert_told(&sent, (forward, family), ("R", 9, 0), ("RA", 5, 9));
+        assert_resets(&sent, (forward, family), ("R", 9, 0), ("RA", 5, 9));
 
         probes.extend(meanwhile(&mut rig, RESET_TIME.0 + ROUND));
         assert_eq!(probes.len(), 3 * ends, "three for each end");
@@ -311,7 +311,7 @@ fn a_flow_that_idles_out_is_terminated_if_the_policy_says_so() {
             assert_eq!(probes.len(), if reset_idle { ends } else { 0 });
             let sent = rig.send(0, 0, &segment(family, 5, 9));
             if reset_idle {
-                assert_told(&sent, (forward, family), ("R", 9, 0), ("RA", 5, 9));
+                assert_resets(&sent, (forward, family), ("R", 9, 0), ("RA", 5, 9));
             } else {
                 assert_eq!(says(&sent[0]).0, "A", "pinned again by the hash");
                 assert_eq!(rig.stats(0).flows_idled_out.get(), 1);
@@ -337,7 +337,7 @@ fn a_packet_after_the_time_out_finds_a_terminated_flow() {
     let mode = (Forward::Nat, Family::V4);
     let sent = rig.send(0, 0, &segment(Family::V4, 5, 9));
     let sent: Vec<Sent> = sent.into_iter().filter(|sent| sent.tcp().rst).collect();
-    assert_told(&sent, mode, ("R", 9, 0), ("RA", 5, 9));
+    assert_resets(&sent, mode, ("R", 9, 0), ("RA", 5, 9));
     rig.assert_accounted();
 }
 

@@ -335,9 +335,9 @@ fn errors_about_queries_go_to_the_client() {
         let kind = if family == Family::V4 { (3, 3) } else { (1, 4) };
         let backend = sent.destination().0;
         let error = icmp(backend, family.client(), kind, 0, &sent.bytes[14..]);
-        let told = rig.send(1, 0, &error).remove(0);
-        assert_eq!(told.destination_mac(), CLIENT_MAC);
-        let message = Message::of(&told);
+        let reported = rig.send(1, 0, &error).remove(0);
+        assert_eq!(reported.destination_mac(), CLIENT_MAC);
+        let message = Message::of(&reported);
         assert_eq!((message.source, message.destination), (family.vip(), family.client()));
         let mut own = query(family, 1000);
         own.drain(..14);
@@ -363,10 +363,10 @@ fn without_a_backend_in_service_the_sender_is_refused_if_the_vip_says_so() {
             vip.backends.iter_mut().for_each(|backend| backend.up = false);
             let mut rig = rig(1, 1, vip);
             let sent = rig.send(0, 0, &query(family, 1000));
-            let told = rig.stats(0).answer_counter(LocalReply::Unreachable).get();
+            let reported = rig.stats(0).local_reply_counter(LocalReply::Unreachable).get();
             let dropped = rig.drops(0, Drop::NoBackend);
             let expected = if reject_no_backend { (1, 1, 0) } else { (0, 0, 1) };
-            assert_eq!((sent.len(), told, dropped), expected, "{forward:?} {family:?}");
+            assert_eq!((sent.len(), reported, dropped), expected, "{forward:?} {family:?}");
             assert_no_flows(&rig, 1);
         }
     }

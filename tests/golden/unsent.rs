@@ -59,7 +59,7 @@ fn a_first_packet_that_is_too_long_leaves_no_pin() {
         let mut rig = Rig::new(1, 1, vec![narrow]);
         let sent = rig.send(0, 0, &request(family, 1300));
         assert_eq!(sent.len(), 1, "{name}: an error to the client");
-        assert_eq!(rig.stats(0).answer_counter(LocalReply::TooBig).get(), 1, "{name}");
+        assert_eq!(rig.stats(0).local_reply_counter(LocalReply::TooBig).get(), 1, "{name}");
         assert_nothing_left(&rig, &name);
         // A packet that may be fragmented is sent, and leaves a pin.
         if family == Family::V4 {
@@ -122,7 +122,7 @@ fn fragments_behind_one_that_was_answered_are_dropped() {
         parts[0][if family == Family::V4 { 22 } else { 21 }] = 1;
         set_sum(&mut parts[0]);
         assert_eq!(rig.send_all(0, 0, &parts).len(), 1, "time exceeded");
-        assert_eq!(rig.stats(0).answer_counter(LocalReply::TimeExceeded).get(), 1);
+        assert_eq!(rig.stats(0).local_reply_counter(LocalReply::TimeExceeded).get(), 1);
         assert_eq!(rig.drops(0, Drop::FragmentFirstDropped), 2);
         assert_nothing_left(&rig, &format!("{family:?}"));
     }
@@ -236,7 +236,7 @@ fn a_ping_with_a_wrong_checksum_gets_no_answer() {
             assert_eq!(rig.send(0, 0, &ping).len(), 1, "{family:?} {len}");
         }
         assert_eq!(rig.drops(0, Drop::BadIcmp), 5 * 3);
-        assert_eq!(rig.stats(0).answer_counter(LocalReply::EchoReply).get(), 5);
+        assert_eq!(rig.stats(0).local_reply_counter(LocalReply::EchoReply).get(), 5);
         rig.assert_accounted();
     }
 }

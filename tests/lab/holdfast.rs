@@ -36,7 +36,7 @@ impl<'l> Holdfast<'l> {
         command.arg("run").arg("--config").arg(&path);
         let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let mut this = Self { lab, child, socket: config.socket.clone(), config: path };
-        wait_for("holdfast answers", SOON, || this.answers());
+        wait_for("holdfast answers", SOON, || this.responds());
         this.wait_until("every backend is up", |status| {
             let mut backends = status.vips.iter().flat_map(|vip| &vip.backends);
             backends.all(|b| b.health == HealthState::Up && b.next_hop.is_some())
@@ -74,7 +74,7 @@ impl<'l> Holdfast<'l> {
     }
 
     /// Whether holdfast serves its control socket. Panics if the process has ended.
-    pub fn answers(&mut self) -> bool {
+    pub fn responds(&mut self) -> bool {
         if let Some(status) = self.child.try_wait().unwrap() {
             panic!("holdfast ended: {status}\n{}", self.log());
         }

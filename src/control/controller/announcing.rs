@@ -5,7 +5,8 @@ use tracing::debug;
 
 use super::world::World;
 use crate::config::{self, Announce, Config};
-use crate::control::announce::{AnnounceError, Announcer, Assignment};
+use crate::control::announce::{Announcer, Assignment};
+use crate::control::error::AnnounceError;
 use crate::control::state::VipEntry;
 use crate::forwarding::FlowAction;
 

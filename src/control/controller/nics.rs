@@ -6,7 +6,7 @@ use super::steering::Steering;
 use super::world::World;
 use crate::control::events::{Kind, NewEvent};
 use crate::control::nic_faults::{self, NicFault};
-use crate::control::{AttachedView, NicView};
+use crate::control::view::{AttachedView, NicView};
 use crate::net::NicIndex;
 
 /// State of the NICs, in the configuration's order.

@@ -12,11 +12,12 @@ use super::splitting::Splitting;
 use super::steering::Steering;
 use super::troubles::Troubles;
 use super::world::World;
+use crate::control::api::Status;
 use crate::control::clients::Ageing;
+use crate::control::error::ControlError;
 use crate::control::flow_rates::FlowRates;
 use crate::control::state::VipEntry;
 use crate::control::status::{self, Process, Sources};
-use crate::control::{ControlError, api::Status};
 
 /// Parts of the control loop: each owns its state, its event and its retry, and shares the
 /// [`World`].

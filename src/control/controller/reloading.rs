@@ -14,8 +14,9 @@ use super::world::World;
 use crate::config::Config;
 use crate::control::api::{FlowsRemoved, Reloaded};
 use crate::control::events::{Kind, NewEvent};
+use crate::control::inputs::Load;
 use crate::control::refusal::Refusal;
-use crate::control::{Load, reload};
+use crate::control::reload;
 use crate::flow::table::Families;
 use crate::format::counted;
 

@@ -3,8 +3,9 @@
 use tracing::{error, warn};
 
 use super::world::World;
-use crate::control::{
-    AttachedView, NicNow, SocketStatistics, SteerCounters, SteerRules, SteeringProgram,
+use crate::control::SteerRules;
+use crate::control::view::{
+    AttachedView, NicNow, SocketStatistics, SteerCounters, SteeringProgram,
 };
 use crate::net::NicIndex;
 

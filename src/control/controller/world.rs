@@ -13,7 +13,7 @@ use crate::control::events::Journal;
 use crate::control::neighbour::Snapshot;
 use crate::control::pins::Pins;
 use crate::control::state::Registry;
-use crate::control::{NicView, WorkerView};
+use crate::control::view::{NicView, WorkerView};
 use crate::forwarding::publish::Publisher;
 use crate::forwarding::{ForwardingTable, Local};
 use crate::net::BackendIndex;

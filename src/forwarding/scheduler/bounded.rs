@@ -3,10 +3,11 @@
 //!
 //! A flow whose backend is full goes where it would go if that backend were out of service.
 
+use super::choice::{Candidate, Note, Pool, Scheduler};
 use super::load::Weights;
 use super::lookup::LookupTable;
-use super::{Candidate, Note, Pool, Scheduler, maglev};
-use crate::forwarding::Secret;
+use super::maglev;
+use crate::forwarding::affinity::Secret;
 use crate::net::BackendIndex;
 
 /// A Maglev table and the weights that bound the loads.

@@ -3,9 +3,9 @@
 //! A worker knows only its own flows. The NIC gives every worker a random sample of the flows, so
 //! workers that each balance their own flows balance all flows.
 
+use super::choice::{Candidate, Pool, Scheduler};
 use super::load::Load;
 use super::lookup::remix;
-use super::{Candidate, Pool, Scheduler};
 use crate::net::BackendIndex;
 
 /// Backends with weight, in the order of their addresses.

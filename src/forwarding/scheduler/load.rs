@@ -1,6 +1,6 @@
 //! Load of a backend, relative to its weight.
 
-use super::{Candidate, Pool};
+use super::choice::{Candidate, Pool};
 use crate::net::BackendIndex;
 
 /// Flows per weight that a backend would have with one more flow. The present count would send the

@@ -1,6 +1,6 @@
 //! Lookup table: slots that each name a backend, and the walk past refused backends.
 
-use super::{Candidate, Note, Pool};
+use super::choice::{Candidate, Note, Pool};
 use crate::forwarding::affinity::mix;
 use crate::net::BackendIndex;
 

@@ -13,9 +13,9 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
+use super::choice::{Candidate, Pool, Scheduler};
 use super::lookup::LookupTable;
-use super::{Candidate, Pool, Scheduler};
-use crate::forwarding::Secret;
+use crate::forwarding::affinity::Secret;
 use crate::net::BackendIndex;
 
 /// The lookup table alone.

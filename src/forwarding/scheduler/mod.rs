@@ -9,6 +9,8 @@
 //! docs/SCHEDULERS.md describes which scheduler suits which purpose.
 
 pub mod bounded;
+mod choice;
+mod kind;
 pub mod least_connections;
 mod load;
 pub mod lookup;
@@ -20,181 +22,12 @@ pub mod round_robin;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::sync::Arc;
 
-use super::Secret;
-use super::server::Server;
-use crate::net::BackendIndex;
+use super::affinity::Secret;
 
-/// Chooses a backend for a new flow.
-pub trait Scheduler: fmt::Debug + Send + Sync {
-    /// Returns a backend that `pool` accepts; `None` if it accepts no backend with weight.
-    ///
-    /// `hash` is the flow's affinity hash, 64 well-mixed bits, equal for flows that belong
-    /// together.
-    fn choose(&self, hash: u64, pool: &mut dyn Pool) -> Option<BackendIndex>;
-
-    /// Slots of the lookup table, for schedulers that have one.
-    fn slots(&self) -> &[BackendIndex] {
-        &[]
-    }
-}
-
-/// State of the backends, as read by a scheduler.
-pub trait Pool {
-    /// Whether the flow may go to `backend`: it is in service, and has no flow that this one would
-    /// be confused with.
-    fn accepts(&mut self, backend: BackendIndex) -> bool;
-
-    /// Number of flows pinned to `backend`, within the caller's own count: for a worker, its own
-    /// flows.
-    fn active(&self, backend: BackendIndex) -> u64;
-
-    /// Number of pinned flows of the whole VIP, counted like [`active`](Self::active).
-    fn active_total(&self) -> u64;
-
-    /// Number of flows that the scheduler has placed before this one.
-    fn turn(&self) -> u64;
-
-    /// Records a step of the choice.
-    fn record(&mut self, _step: Note) {}
-}
-
-/// A step of a scheduler's choice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Note {
-    /// The scheduler tried this slot of its lookup table.
-    Slot(u32),
-    /// The scheduler tried this point of its ring, by number.
-    Point(u32),
-    /// The scheduler passed over this backend, which accepts the flow, because of its bound.
-    Full(BackendIndex),
-}
-
-impl fmt::Display for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Slot(slot) => write!(f, "slot {slot}"),
-            Self::Point(point) => write!(f, "point {point} of the ring"),
-            Self::Full(backend) => write!(f, "backend number {} is at its bound", backend.0),
-        }
-    }
-}
-
-/// A backend as input to a scheduler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Candidate {
-    /// Index of the backend.
-    pub backend: BackendIndex,
-    /// Input of the hash: stable, and equal on every box.
-    pub server: Server,
-    /// Share relative to the other candidates; 0 gets no flows.
-    pub weight: u32,
-}
-
-/// Default number of slots of a table: the prime of the Maglev paper (NSDI 2016, section 3.4), for
-/// shares within 1% with 600 backends.
-pub const TABLE_SIZE: u32 = 65_537;
-
-/// A scheduler with its settings, as configured for a VIP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SchedulerKind {
-    /// Consistent hashing with an evenly filled table ([`maglev`]).
-    Maglev {
-        /// Number of slots: a prime.
-        size: u32,
-    },
-    /// Consistent hashing by a draw of every backend ([`rendezvous`]).
-    Rendezvous,
-    /// Consistent hashing with a ring ([`ring`]).
-    Ring {
-        /// Points per unit of weight, at least 1.
-        virtual_nodes: u32,
-    },
-    /// Smooth weighted round robin ([`round_robin`]).
-    RoundRobin,
-    /// The least loaded backend ([`least_connections`]).
-    LeastConnections,
-    /// The less loaded of two backends that the hash selects ([`power_of_two`]).
-    PowerOfTwo {
-        /// Number of slots: a prime.
-        size: u32,
-    },
-    /// Maglev with bounded loads ([`bounded`]).
-    Bounded {
-        /// Number of slots: a prime.
-        size: u32,
-        /// Permitted excess of a backend over its share, in thousandths of the share; at least 1.
-        e_permille: u32,
-    },
-}
-
-impl Default for SchedulerKind {
-    fn default() -> Self {
-        Self::Maglev { size: TABLE_SIZE }
-    }
-}
-
-impl SchedulerKind {
-    /// Configuration keyword.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Maglev { .. } => "maglev",
-            Self::Rendezvous => "rendezvous",
-            Self::Ring { .. } => "ring",
-            Self::RoundRobin => "round_robin",
-            Self::LeastConnections => "least_connections",
-            Self::PowerOfTwo { .. } => "power_of_two",
-            Self::Bounded { .. } => "bounded",
-        }
-    }
-
-    /// Number of slots of the lookup table, where it is configurable.
-    pub const fn table_size(self) -> Option<u32> {
-        match self {
-            Self::Maglev { size } | Self::PowerOfTwo { size } | Self::Bounded { size, .. } => {
-                Some(size)
-            }
-            Self::Rendezvous | Self::Ring { .. } | Self::RoundRobin | Self::LeastConnections => {
-                None
-            }
-        }
-    }
-
-    /// Whether the hash alone chooses among the backends in service: without a pin, every packet of
-    /// a flow gets the same backend while that set is unchanged.
-    pub const fn is_pure_hash(self) -> bool {
-        matches!(self, Self::Maglev { .. } | Self::Rendezvous | Self::Ring { .. })
-    }
-
-    /// Whether the choice depends on the number of flows of each backend.
-    pub const fn counts_flows(self) -> bool {
-        matches!(self, Self::LeastConnections | Self::PowerOfTwo { .. } | Self::Bounded { .. })
-    }
-
-    /// Whether flows with one hash go to one backend, at least while its load permits.
-    pub const fn heeds_affinity(self) -> bool {
-        !matches!(self, Self::RoundRobin | Self::LeastConnections)
-    }
-}
-
-impl fmt::Display for SchedulerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = self.as_str();
-        match *self {
-            Self::Rendezvous | Self::RoundRobin | Self::LeastConnections => f.write_str(word),
-            Self::Maglev { size } | Self::PowerOfTwo { size } => {
-                write!(f, "{word} (table_size {size})")
-            }
-            Self::Ring { virtual_nodes } => write!(f, "{word} (virtual_nodes {virtual_nodes})"),
-            Self::Bounded { size, e_permille } => {
-                let e = f64::from(e_permille) / 1000.0;
-                write!(f, "{word} (e {e}, table_size {size})")
-            }
-        }
-    }
-}
+pub use choice::{Candidate, Note, Pool, Scheduler};
+pub use kind::{SchedulerKind, TABLE_SIZE};
 
 /// A scheduler together with its build inputs.
 #[derive(Debug, Clone)]
@@ -267,6 +100,8 @@ fn build(kind: SchedulerKind, secret: &Secret, candidates: &[Candidate]) -> Arc<
 pub(crate) mod testing {
     //! Helpers for scheduler tests.
     use super::*;
+    use crate::forwarding::server::Server;
+    use crate::net::BackendIndex;
 
     /// Key of all hashes in tests.
     pub const SECRET: Secret = *b"holdfast testkey";

@@ -2,10 +2,11 @@
 //! IEEE TPDS 12, 2001): the flow's hash selects two backends by weight, and the less loaded one
 //! wins.
 
+use super::choice::{Candidate, Pool, Scheduler};
 use super::load::{Load, Weights};
 use super::lookup::LookupTable;
-use super::{Candidate, Pool, Scheduler, maglev};
-use crate::forwarding::Secret;
+use super::maglev;
+use crate::forwarding::affinity::Secret;
 use crate::net::BackendIndex;
 
 /// A Maglev table, which yields both backends.

@@ -7,9 +7,8 @@
 //!
 //! Integers only: boxes agree regardless of processor and mathematical library.
 
-use super::{Candidate, Pool, Scheduler};
-use crate::forwarding::Secret;
-use crate::forwarding::affinity::mix;
+use super::choice::{Candidate, Pool, Scheduler};
+use crate::forwarding::affinity::{Secret, mix};
 use crate::net::BackendIndex;
 
 /// A backend with its hash seed.

@@ -7,9 +7,9 @@
 //!
 //! Shares are uneven: with k points, a share is off by 1/sqrt(k) of itself (standard deviation).
 
+use super::choice::{Candidate, Note, Pool, Scheduler};
 use super::lookup::{first_in, remix, weighted};
-use super::{Candidate, Note, Pool, Scheduler};
-use crate::forwarding::Secret;
+use crate::forwarding::affinity::Secret;
 use crate::net::BackendIndex;
 
 /// Number of points tried before the list of backends is used. With 3 of 4 backends out, one flow

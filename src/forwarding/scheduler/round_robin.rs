@@ -12,8 +12,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::choice::{Candidate, Pool, Scheduler};
 use super::lookup::{LookupTable, remix};
-use super::{Candidate, Pool, Scheduler};
 use crate::net::BackendIndex;
 
 /// Maximum number of turns of a cycle. 16384 backends with weights up to 1000, the configuration's

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::testing::{SECRET, TestPool, candidates, hashes, with_weights};
 use super::*;
+use crate::net::BackendIndex;
 
 /// All schedulers, with tables that are quick to build.
 const ALL: [SchedulerKind; 7] = [

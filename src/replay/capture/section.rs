@@ -9,7 +9,7 @@ use pcap_parser::{
     parse_simplepacketblock_le, parse_unknownblock_be, parse_unknownblock_le,
 };
 
-use super::{Found, Nics, Parsed, Wrong, check_link, len_of, malformed};
+use super::packet::{Found, Nics, Parsed, Wrong, check_link, len_of, malformed};
 use crate::net::NicIndex;
 
 /// Maximum number of interfaces of a section.

@@ -1,8 +1,19 @@
 //! ICMP messages and their counterparts in ICMPv6 (RFC 7915 4.2, 4.3, 5.2, 5.3).
 
-use super::*;
+use arrayvec::ArrayVec;
+
+use super::super::checksum::{self, Delta, Full};
+use super::super::headers::{Headers, V4_LEN, V6_LEN, addresses, protocol};
+use super::super::icmp::{ICMP_LEN, MIN_MTU_V6};
+use super::super::quoted::MIN_TRANSPORT;
+use super::super::transport;
+use super::header::{
+    GROWTH, Ip, LONGEST_ERROR_V4, LONGEST_FRONT, SiitError, Target, change_of_addresses, check_mtu,
+    replace_front,
+};
 use crate::net::Family;
 use crate::wire::icmp::{kind, reported_mtu_v4, reported_mtu_v6};
+use crate::xdp::umem::Frame;
 
 /// An ICMP header without its checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
 use aya::{Ebpf, Pod};
 
-use super::{ProgramError, map, map_error};
+use super::error::{ProgramError, map, map_error};
 use crate::net::{
     Address, Listen, ListenKey, MAX_STEERED, Network, PortRange, Protocol, SteerRules,
 };

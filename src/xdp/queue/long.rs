@@ -223,9 +223,9 @@ mod tests {
             let last = rig.held.pop().unwrap();
             assert_eq!((last.packet_len(), last.is_whole()), (60, true), "{name}: the next packet");
             rig.pool.push(last);
-            let told: Vec<_> =
+            let reported: Vec<_> =
                 rig.held.iter().map(|p| (rig.queue.frames_of(p), p.is_whole())).collect();
-            assert_eq!(told, expected, "{name}");
+            assert_eq!(reported, expected, "{name}");
             assert_eq!(rig.queue.bad_descriptors(), lies.len() as u64, "{name}");
             for packet in std::mem::take(&mut rig.held) {
                 let whole = packet.is_whole();

@@ -1,0 +1,46 @@
+//! The inputs of the control thread, filled by the daemon.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::admin::ControlSocket;
+use super::explain::Explain;
+use super::view::{Clock, NicView, SendFrame, SteeringProgram, WorkerEvent, WorkerView};
+use crate::config::Config;
+use crate::flow::shared::SharedTables;
+use crate::forwarding::publish::Publisher;
+
+/// Reads and checks a configuration file; errors are texts for the operator, one per mistake.
+pub type Load = Box<dyn Fn(&Path) -> Result<Config, Vec<String>>>;
+
+/// Inputs of the control thread, filled by the daemon.
+pub struct Inputs {
+    /// Configuration at the start.
+    pub config: Config,
+    /// Path of the configuration file; a reload reads it again.
+    pub config_path: PathBuf,
+    /// Reader of the configuration file.
+    pub load: Load,
+    /// Control socket, locked early so that a second process fails before it opens NICs.
+    pub control_socket: ControlSocket,
+    /// Workers, in the configuration's order.
+    pub workers: Vec<WorkerView>,
+    /// NICs, in the configuration's order.
+    pub nics: Vec<NicView>,
+    /// Publisher of forwarding tables.
+    pub publisher: Publisher,
+    /// XDP program and its sockets.
+    pub steering: Box<dyn SteeringProgram>,
+    /// Sender of the frames that announce addresses.
+    pub send_frame: SendFrame,
+    /// Tables shared by all workers.
+    pub shared: Arc<SharedTables>,
+    /// Events of workers.
+    pub events: crossbeam_channel::Receiver<WorkerEvent>,
+    /// Clock of the flow tables.
+    pub clock: Clock,
+    /// Runs a packet through the stages of the data path, for `explain`.
+    pub explain: Explain,
+    /// Called once, when the first table is published, steered and announced.
+    pub ready: Box<dyn FnOnce()>,
+}
