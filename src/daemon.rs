@@ -19,27 +19,30 @@ use tracing::{info, warn};
 
 use crate::config::driver::{self, Binding, Misfit, NicFacts};
 use crate::config::{self, Config, CopyMode, Idle, Nic as NicConfig, XdpMode};
+use crate::control::saved::Moment;
 use crate::control::{self, ControlError, Inputs, NicView, Signals, WorkerEvent, WorkerView};
 use crate::datapath::explain::Explainer;
 use crate::datapath::queues::WorkerQueue;
 use crate::datapath::worker::{Parts, Worker};
 use crate::flow::shared::SharedTables;
 use crate::flow::table::{FlowTable, TableError};
+use crate::format::counted;
 use crate::forwarding::local::UNLIMITED;
 use crate::forwarding::publish::{Publisher, Subscription, prepare_thread};
 use crate::forwarding::{ForwardingTable, Local, MAX_BACKENDS, MAX_VIPS};
-use crate::net::{NicIndex, TableSecret};
+use crate::net::NicIndex;
+use crate::saved::{self, Directory, Document, Facts, StateError};
 use crate::stats::WorkerStats;
 use crate::steering::{Steered, Steerings};
 use crate::units::Ticks;
 use crate::xdp::cpu::{self, CpuError};
-use crate::xdp::memory::MappingError;
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::packet::PacketSocket;
 use crate::xdp::program::{AttachMode, Attached, ProgramError, Steering};
 use crate::xdp::queue::XskQueue;
 use crate::xdp::socket::{BindMode, Io, Monitor, SocketError};
 use crate::xdp::umem::{Umem, UmemError};
+use tokio::time::Instant;
 
 /// Reason why the daemon could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -64,12 +67,12 @@ pub enum DaemonError {
     /// Packet memory could not be allocated.
     #[error("[workers]: {0}")]
     Umem(#[from] UmemError),
-    /// Memory for a flow table could not be allocated.
-    #[error("[workers] flows: {0}")]
-    Flows(#[from] TableError),
-    /// Memory for the SNAT table of full-NAT flows could not be allocated.
-    #[error("[full_nat] sources: {0}")]
-    SnatTable(#[from] MappingError),
+    /// Memory for the tables could not be allocated.
+    #[error("tables: {0}")]
+    Tables(#[from] TableError),
+    /// The directory of the state cannot be used.
+    #[error("[state] directory: {0}")]
+    State(#[from] StateError),
     /// An AF_XDP socket could not be opened.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -128,10 +131,12 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
     let frame_size = bind_modes(&config, &mut nics)?;
     let packets = PacketSocket::open()
         .map_err(|source| DaemonError::Os { what: "no packet socket, to announce", source })?;
-    let secret = TableSecret::new(random_seed()?);
-    let flows = flow_tables(&config, &secret)?;
-    let shared = SharedTables::new(flows, &secret, config.table_sizes())?;
-    let first = ForwardingTable::build(0, config.hash.secret, Local::default(), &[], None);
+    let (directory, tables) = open_tables(&config)?;
+    let saved::Tables { shared, registry, set, continues, losses } = tables;
+    losses.iter().for_each(|loss| warn!("state: {loss}"));
+    // Without the backends of the pins, workers would remove them as stale.
+    let specs = registry.specs();
+    let first = ForwardingTable::build(0, config.hash.secret, Local::default(), &specs, None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(CachePadded::new(AtomicBool::new(false)));
@@ -142,6 +147,10 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
         })?;
         workers.push(worker);
         views.extend(view(&config, index, &stats, &shared.flows));
+    }
+    if continues {
+        let pins: u64 = views.iter().map(|worker| worker.stats.flows_active.get()).sum();
+        info!("state: {} of an earlier process go on", counted(pins, "flow"));
     }
     let explain = explainer(&nics, &shared, &views)?;
     // It would keep the first table alive.
@@ -160,6 +169,8 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
         control_socket,
         workers: views,
         nics: nic_views,
+        registry,
+        save: directory.map(|directory| saver(directory, set, &config, &shared)),
         publisher,
         shared,
         steering: Box::new(Steerings::new(steerings)),
@@ -267,15 +278,54 @@ fn served_queues(wanted: &NicConfig, nic: &Nic, workers: usize) -> Result<Vec<u3
     Ok(queues)
 }
 
-fn flow_tables(
-    config: &Config,
-    secret: &TableSecret,
-) -> Result<Arc<[Arc<FlowTable>]>, DaemonError> {
-    let capacity = u32::try_from(config.workers.flows).unwrap_or(u32::MAX);
-    let families = config.families();
-    let table =
-        |&core| on_core(core, || Ok(Arc::new(FlowTable::new(capacity, secret.clone(), families)?)));
-    config.workers.cores.iter().map(table).collect()
+/// Opens the directory of the state. Without one, pins end with this process.
+fn state_directory(config: &Config) -> Result<Option<Directory>, DaemonError> {
+    let Some(parent) = &config.state.directory else { return Ok(None) };
+    match Directory::open(parent, &config.control.socket) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(error @ StateError::InUse(_)) => Err(error.into()),
+        Err(error) => {
+            warn!("state: {error}; without it, a restart of this process loses every pin");
+            Ok(None)
+        }
+    }
+}
+
+/// Opens the tables: in the directory of the state, if there is one and it has room.
+fn open_tables(config: &Config) -> Result<(Option<Directory>, saved::Tables), DaemonError> {
+    let moment = Moment { instant: Instant::now(), ticks: now() };
+    let seed = random_seed()?;
+    let open = |directory: Option<&Directory>| {
+        saved::open(directory, config, seed, &moment, &|worker, make| {
+            let core = config.workers.cores.get(worker).copied().unwrap_or_default();
+            // A core that cannot be used is reported when its worker is made.
+            on_core(core, || Ok(make())).unwrap_or_else(|_| make())
+        })
+    };
+    let directory = state_directory(config)?;
+    match open(directory.as_ref()) {
+        Err(error) if directory.is_some() => {
+            warn!("state: {error}; the tables are made outside of it: a restart loses every pin");
+            Ok((None, open(None)?))
+        }
+        tables => Ok((directory, tables?)),
+    }
+}
+
+/// Creates the saver of the registry. The first save removes the tables of earlier sets, because
+/// nothing refers to them from then on.
+fn saver(directory: Directory, set: u32, config: &Config, shared: &SharedTables) -> control::Save {
+    let facts = Facts::of(config);
+    let seed = shared.flows.first().map_or(0, |flows| flows.secret().seed());
+    let mut first = true;
+    Box::new(move |registry| {
+        let document = Document::new(set, seed, facts.clone(), registry.clone());
+        directory.write(&document.to_bytes()?)?;
+        if std::mem::take(&mut first) {
+            directory.keep_only(set);
+        }
+        Ok(())
+    })
 }
 
 /// Runs `make` on a core, so that its memory lies on that core's NUMA node: the kernel allocates

@@ -16,6 +16,7 @@ pub mod log;
 pub mod net;
 mod plot;
 pub mod replay;
+pub mod saved;
 pub mod stats;
 pub mod steering;
 pub mod units;

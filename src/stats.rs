@@ -265,6 +265,8 @@ pub struct WorkerStats {
     pub flows_idled_out: Counter,
     /// Pins removed because their backend's generation had ended.
     pub flows_stale: Counter,
+    /// Pins of unproven flows removed because a new flow found the table full.
+    pub flows_evicted: Counter,
     /// Pins removed after their flow was terminated: its ends received a RST, or did not reply to a
     /// probe.
     pub flows_reset: Counter,
@@ -482,6 +484,7 @@ impl WorkerStats {
             flows_closed: Counter::default(),
             flows_idled_out: Counter::default(),
             flows_stale: Counter::default(),
+            flows_evicted: Counter::default(),
             flows_reset: Counter::default(),
             resets_sent: Counter::default(),
             probes_sent: Counter::default(),
@@ -542,6 +545,7 @@ impl WorkerStats {
             flows_closed,
             flows_idled_out,
             flows_stale,
+            flows_evicted,
             flows_reset,
             resets_sent,
             probes_sent,
@@ -579,6 +583,7 @@ impl WorkerStats {
             ("flows_closed", flows_closed.get()),
             ("flows_idled_out", flows_idled_out.get()),
             ("flows_stale", flows_stale.get()),
+            ("flows_evicted", flows_evicted.get()),
             ("flows_reset", flows_reset.get()),
             ("resets_sent", resets_sent.get()),
             ("probes_sent", probes_sent.get()),

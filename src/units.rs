@@ -1,5 +1,7 @@
 //! The coarse clock of the data path.
 
+use serde::{Deserialize, Serialize};
+
 use std::time::Duration;
 
 /// Length of one [`Ticks`] step, in milliseconds.
@@ -9,7 +11,8 @@ pub const TICK_MS: u64 = 10;
 ///
 /// 32 bits wrap after 497 days, so points are compared only through [`Ticks::since`], which is
 /// correct for spans of up to 248 days: far above [`Ticks::MAX_SPAN`], the longest time-out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Ticks(pub u32);
 
 impl Ticks {

@@ -19,6 +19,7 @@ use holdfast::config::{
     Announce, Backend, Config, Control, CopyMode, Drain, Fragments, FullNat, Hash, Health, Idle,
     Io, Nic, TcpHealth, Vip, Workers, XdpMode,
 };
+use holdfast::control::state::Registry;
 use holdfast::control::{
     self, AttachedView, Inputs, NicNow, NicView, Signals, SocketStatistics, SteerCounters,
     SteeringProgram,
@@ -268,6 +269,8 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
             rx_queues: 1,
             fallbacks: Vec::new(),
         }],
+        registry: Registry::default(),
+        save: None,
         publisher,
         steering: Box::new(NoProgram),
         send_frame: Box::new(move |interface, frame| packets.send(interface, frame)),
@@ -308,6 +311,7 @@ fn config(vips: Vec<Vip>) -> Config {
         full_nat: FullNat::default(),
         icmp: Default::default(),
         control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
+        state: holdfast::config::State { directory: None },
         tunnels: holdfast::forwarding::Tunnels::default(),
         hash: Hash { secret: [0; 16], table_size: 251 },
     }

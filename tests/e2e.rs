@@ -17,6 +17,7 @@ mod e2e {
     mod answers;
     mod drain;
     mod errors;
+    mod floods;
     mod forwarding;
     mod fragments;
     mod full_nat;
@@ -35,6 +36,7 @@ mod e2e {
     mod random_packets;
     mod reload;
     mod resets;
+    mod restart;
     mod signals;
     mod sticky;
     mod tunnel;

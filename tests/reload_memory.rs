@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use holdfast::config::{self, Config};
+use holdfast::control::state::Registry;
 use holdfast::control::{
     self, AttachedView, Inputs, NicNow, NicView, Signal, SocketStatistics, SteerCounters,
     SteeringProgram, WorkerView,
@@ -129,6 +130,8 @@ fn inputs(directory: &Path, round: Arc<AtomicU32>, publisher: Publisher) -> Inpu
             rx_queues: 1,
             fallbacks: Vec::new(),
         }],
+        registry: Registry::default(),
+        save: None,
         publisher,
         steering: Box::new(NoSteering),
         send_frame: Box::new(|_, _| Ok(())),

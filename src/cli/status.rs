@@ -481,6 +481,7 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("placed", totals.datagrams_placed, "datagrams that were placed without a pin"),
         ("closed", totals.flows_closed, "flows that ended by FIN or RST, and a while ago"),
         ("idled out", totals.flows_idled_out, "flows given up after silence while open"),
+        ("evicted", totals.flows_evicted, "unproven flows removed from a full table"),
         ("stale", totals.flows_stale, "pins given up: backend gone, or pin = false now"),
         ("clients full", totals.clients_full, "clients that found no room to be remembered"),
         (

@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::flow::return_hops;
 use crate::flow::shared::TableSizes;
 use crate::flow::snat::SnatPool;
@@ -15,7 +17,7 @@ use crate::net::{Family, Forward, Network, NicIndex, Protocol};
 use crate::units::Ticks;
 
 /// Thresholds above which the flows of one source are spread over several backends.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Split {
     /// Highest load of a backend, as a multiple of its share by weight; above 1.
     pub max_load: f64,
@@ -42,6 +44,8 @@ pub struct Config {
     pub icmp: IcmpRate,
     /// `[control]`.
     pub control: Control,
+    /// `[state]`.
+    pub state: State,
     /// `[hash]`.
     pub hash: Hash,
 }
@@ -176,7 +180,7 @@ pub enum XdpMode {
 }
 
 /// `[[vip]]`: an address that clients connect to.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Vip {
     /// Unique name.
     pub name: String,
@@ -205,7 +209,8 @@ pub struct Vip {
 }
 
 /// `announce` of a VIP.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Announce {
     /// On this interface (default: the first NIC).
     Interface(String),
@@ -214,7 +219,8 @@ pub enum Announce {
 }
 
 /// `health` of a VIP.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Health {
     /// No check: backends count as up.
     None,
@@ -223,7 +229,7 @@ pub enum Health {
 }
 
 /// `health = { kind = "tcp", .. }`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TcpHealth {
     /// Time between the starts of two checks.
     pub interval: Duration,
@@ -238,7 +244,7 @@ pub struct TcpHealth {
 }
 
 /// `[[vip.backend]]`: one server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backend {
     /// Name, unique in its VIP.
     pub name: String,
@@ -259,6 +265,13 @@ pub struct Control {
     pub socket: PathBuf,
     /// Command and arguments to run when a backend is drained; empty: none.
     pub on_drained: Vec<String>,
+}
+
+/// `[state]`: the memory that outlives the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// Directory in memory; `None`: pins end with the process.
+    pub directory: Option<PathBuf>,
 }
 
 /// `[hash]`: settings that must be equal on every box of a fleet.
@@ -290,7 +303,7 @@ impl FullNat {
 }
 
 /// `drain` of a VIP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drain {
     /// Deadline of a drain, unless the command gives one; `None`: no deadline.
     pub deadline: Option<Duration>,

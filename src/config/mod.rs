@@ -33,6 +33,7 @@ mod rules;
 mod scheduler;
 mod sections;
 mod split;
+mod state;
 mod steered;
 mod sticky;
 mod syntax;
@@ -57,7 +58,7 @@ use report::Report;
 pub use backend::MAX_WEIGHT;
 pub use checked::{
     Announce, Backend, Config, Control, CopyMode, Drain, Fragments, FullNat, Hash, Health, Idle,
-    Io, Nic, Split, TcpHealth, Vip, Workers, XdpMode,
+    Io, Nic, Split, State, TcpHealth, Vip, Workers, XdpMode,
 };
 pub use control::SOCKET;
 pub use error::{ConfigError, ConfigErrors};
@@ -146,11 +147,12 @@ fn check(report: &mut Report<'_>) -> Config {
     let fragments: fragments::RawFragments = table(&mut document, "fragments", report);
     let icmp: icmp::RawIcmp = table(&mut document, "icmp", report);
     let control: control::RawControl = table(&mut document, "control", report);
+    let state: state::RawState = table(&mut document, "state", report);
     let tunnel: tunnel::RawTunnel = table(&mut document, "tunnel", report);
     for key in document.keys() {
         let what = "unknown section or key";
         let fix = "the sections are: [workers], [[nic]], [[vip]], [full_nat], [tunnel], [fragments], [icmp], \
-             [control], [hash]";
+             [control], [state], [hash]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
@@ -161,6 +163,7 @@ fn check(report: &mut Report<'_>) -> Config {
         full_nat,
         icmp: icmp.check(&root.key("icmp"), report),
         control: control.check(&root.key("control"), report),
+        state: state.check(&root.key("state"), report),
         tunnels: tunnel.check(&root.key("tunnel"), report),
         hash,
     };

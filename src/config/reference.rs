@@ -106,6 +106,7 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["vip", "backend"], keys_of::<super::backend::RawBackend>()),
         (&["full_nat"], keys_of::<super::full_nat::RawFullNat>()),
         (&["control"], keys_of::<super::control::RawControl>()),
+        (&["state"], keys_of::<super::state::RawState>()),
         (&["fragments"], keys_of::<super::fragments::RawFragments>()),
         (&["tunnel"], keys_of::<super::tunnel::RawTunnel>()),
         (&["icmp"], keys_of::<super::icmp::RawIcmp>()),

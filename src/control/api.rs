@@ -135,6 +135,8 @@ pub struct Totals {
     pub flows_closed: u64,
     pub flows_idled_out: u64,
     pub flows_stale: u64,
+    /// Pins of unproven flows removed because a new flow found the table full.
+    pub flows_evicted: u64,
     #[serde(default)]
     pub bindings_v4: u64,
     #[serde(default)]

@@ -12,6 +12,7 @@ mod nics;
 mod parts;
 mod reloading;
 mod removing;
+mod saving;
 mod splitting;
 mod steering;
 mod troubles;
@@ -32,6 +33,7 @@ use self::nics::Nics;
 use self::parts::Parts;
 use self::reloading::Reloading;
 use self::removing::Removing;
+use self::saving::Saving;
 use self::splitting::Splitting;
 use self::steering::Steering;
 use self::troubles::Troubles;
@@ -49,7 +51,7 @@ use super::inputs::Inputs;
 use super::netlink::{self, Netlink};
 use super::pins::Pins;
 use super::signals::Signal;
-use super::state::{Registry, VipEntry};
+use super::state::VipEntry;
 use super::view::WorkerEvent;
 use super::{ControlSocket, neighbour};
 use crate::format::counted;
@@ -101,7 +103,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     let change_notifier = netlink::watch()?;
     let (requests, request_receiver) = mpsc::channel(admin::QUEUE);
     let now = Instant::now();
-    let mut registry = Registry::new(inputs.config.full_nat.numbered());
+    let mut registry = inputs.registry;
     registry.apply(&inputs.config.vips, &inputs.workers, now)?;
     let (targets, target_receiver) = watch::channel(registry.targets());
     let network = neighbour::start(netlink.clone(), change_notifier, &inputs.nics, target_receiver);
@@ -132,6 +134,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
             dirty: true,
             readdress: false,
             journal: Journal::default(),
+            saving: Saving::new(inputs.save, &inputs.clock),
         },
     };
     let events = Events {
@@ -178,7 +181,7 @@ impl Controller {
                     Some(Signal::Reload) => self.reloading.reload_by_signal(parts).await,
                     Some(Signal::Stop) | None => {
                         info!("stopping, as a signal asked for");
-                        warn_of_cut_flows(&parts.world);
+                        report_pinned_flows(&parts.world);
                         return Ok(());
                     }
                 },
@@ -221,9 +224,17 @@ async fn answer(request: Request, parts: &mut Parts, reloading: &Reloading, star
     }
 }
 
-/// Warns of the effect of a stop on translated flows: no other process can translate their packets,
-/// and their endpoints are sent nothing.
-fn warn_of_cut_flows(world: &World) {
+/// Reports the effect of a stop on the pinned flows: the next process finds them, unless nothing
+/// outlives this one. Then translated flows are cut, because no other process can translate their
+/// packets, and their endpoints are sent nothing.
+fn report_pinned_flows(world: &World) {
+    if world.saving.is_saved() {
+        let pinned: u64 = world.workers.iter().map(|worker| worker.stats.flows_active.get()).sum();
+        if pinned > 0 {
+            info!("{} pinned: they go on when holdfast starts again", counted(pinned, "flow"));
+        }
+        return;
+    }
     let translated = world.registry.all_vips().filter(|vip| vip.config.forward.translates());
     let backends = translated.flat_map(VipEntry::all_backends);
     let pinned: u64 = backends.map(|backend| world.flows_active(backend.id.index)).sum();

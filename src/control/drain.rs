@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::saved::{Moment, SavedDrain};
 use crate::forwarding::{FlowAction, RESET_TIME, Service};
 
 /// Longest duration of the resets at a deadline: one round of the flow tables' sweep, and the time
@@ -120,6 +121,32 @@ impl Drain {
             ..*self
         };
         begins
+    }
+
+    /// Returns the drain as it is saved.
+    pub fn save(&self, moment: &Moment) -> SavedDrain {
+        let Self { service, begun, deadline, resets_until, flows_cut, reported } = *self;
+        SavedDrain {
+            service,
+            begun: begun.map(|(at, flows)| (moment.ticks_at(at), flows)),
+            deadline: deadline.map(|at| moment.ticks_at(at)),
+            resets_until: resets_until.map(|at| moment.ticks_at(at)),
+            flows_cut,
+            reported,
+        }
+    }
+
+    /// Restores a saved drain: it goes on, with its deadline.
+    pub fn restore(saved: SavedDrain, moment: &Moment) -> Self {
+        let SavedDrain { service, begun, deadline, resets_until, flows_cut, reported } = saved;
+        Self {
+            service,
+            begun: begun.map(|(at, flows)| (moment.instant_at(at), flows)),
+            deadline: deadline.map(|at| moment.instant_at(at)),
+            resets_until: resets_until.map(|at| moment.instant_at(at)),
+            flows_cut,
+            reported,
+        }
     }
 
     /// Puts the backend back into service. Returns whether it was out of service.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use super::admin::ControlSocket;
 use super::explain::Explain;
+use super::saved::SavedRegistry;
+use super::state::Registry;
 use super::view::{Clock, NicView, SendFrame, SteeringProgram, WorkerEvent, WorkerView};
 use crate::config::Config;
 use crate::flow::shared::SharedTables;
@@ -12,6 +14,9 @@ use crate::forwarding::publish::Publisher;
 
 /// Reads and checks a configuration file; errors are texts for the operator, one per mistake.
 pub type Load = Box<dyn Fn(&Path) -> Result<Config, Vec<String>>>;
+
+/// Saves the registry for a later process; the error is a text for the operator.
+pub type Save = Box<dyn FnMut(&SavedRegistry) -> Result<(), String>>;
 
 /// Inputs of the control thread, filled by the daemon.
 pub struct Inputs {
@@ -27,6 +32,10 @@ pub struct Inputs {
     pub workers: Vec<WorkerView>,
     /// NICs, in the configuration's order.
     pub nics: Vec<NicView>,
+    /// The registry: empty, or that of an earlier process.
+    pub registry: Registry,
+    /// Saver of the registry; `None`: nothing outlives the process.
+    pub save: Option<Save>,
     /// Publisher of forwarding tables.
     pub publisher: Publisher,
     /// XDP program and its sockets.

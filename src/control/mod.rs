@@ -46,6 +46,7 @@ pub mod pins;
 pub mod refusal;
 pub mod reload;
 pub mod removed;
+pub mod saved;
 mod signals;
 pub mod slow_start;
 pub mod split;
@@ -62,7 +63,7 @@ use signals::merge;
 
 pub use admin::ControlSocket;
 pub use error::ControlError;
-pub use inputs::{Inputs, Load};
+pub use inputs::{Inputs, Load, Save};
 pub use signals::{Signal, Signals};
 pub use view::{
     AttachedView, Clock, NicNow, NicView, ProgramNow, SendFrame, SocketStatistics, SteerCounters,

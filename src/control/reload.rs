@@ -42,6 +42,7 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(a.announce != b.announce, "[full_nat] announce");
     check(old.control.socket != new.control.socket, "[control] socket");
     check(old.control.on_drained != new.control.on_drained, "[control] on_drained");
+    check(old.state != new.state, "[state] directory");
     let (a, b) = (&old.fragments, &new.fragments);
     check(a.timeout != b.timeout, "[fragments] timeout_s");
     check(a.datagrams != b.datagrams, "[fragments] datagrams");
@@ -62,9 +63,12 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     let same = |a: &Config, b: &Config| {
         (&a.workers, &a.nics, &a.full_nat) == (&b.workers, &b.nics, &b.full_nat)
             && (&a.fragments, &a.control, &a.hash) == (&b.fragments, &b.control, &b.hash)
+            && a.state == b.state
     };
     if keys.is_empty() && !same(old, new) {
-        keys.push("[workers], [[nic]], [full_nat], [fragments], [control] or [hash]".to_owned());
+        keys.push(
+            "[workers], [[nic]], [full_nat], [fragments], [control], [state] or [hash]".to_owned(),
+        );
     }
     keys
 }
@@ -371,7 +375,7 @@ fn span(span: Duration) -> String {
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
-pub(super) mod tests {
+pub(crate) mod tests {
     use crate::forwarding::Ports;
 
     use super::super::state::tests::{backend, tcp_health, vip};
@@ -415,6 +419,7 @@ pub(super) mod tests {
                 on_drained: Vec::new(),
             },
             tunnels: Tunnels::default(),
+            state: crate::config::State { directory: None },
             hash: Hash { secret: [0; 16], table_size: 251 },
         }
     }
@@ -566,13 +571,14 @@ pub(super) mod tests {
     #[test]
     fn keys_that_need_a_restart_are_named() {
         type Change = fn(&mut Config);
-        let rows: [(Change, &str); 10] = [
+        let rows: [(Change, &str); 11] = [
             (|c| c.control.on_drained.push("x".to_owned()), "[control] on_drained"),
             (|c| c.workers.cores.push(1), "[workers] cores"),
             (|c| c.workers.idle = Idle::Busy, "[workers] idle"),
             (|c| c.workers.flows = 1, "[workers] flows"),
             (|c| c.workers.io.busy_poll = 64, "[workers] busy_poll"),
             (|c| c.control.socket = "/x".into(), "[control] socket"),
+            (|c| c.state.directory = None, "[state] directory"),
             (|c| c.hash.secret = [1; 16], "[hash] secret"),
             (|c| c.hash.table_size = 13, "[hash] table_size"),
             (|c| c.nics.clear(), "[[nic]] interface"),

@@ -22,6 +22,7 @@ use super::identity::{self, InForce};
 use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::removed::{Gone, Removal, Removals, Removed};
+use super::saved::{Moment, SavedBackend, SavedIndices, SavedRegistry, SavedVip};
 use super::slow_start::SlowStart;
 use super::view::WorkerView;
 use crate::config;
@@ -81,6 +82,26 @@ impl Indices {
     fn give_back(&mut self, index: u16) {
         self.bump(index);
         self.used.push_back(index);
+    }
+
+    fn save(&self) -> SavedIndices {
+        let used = self.generations.iter().take(self.fresh.into()).copied();
+        SavedIndices { generations: used.collect(), free: self.used.iter().copied().collect() }
+    }
+
+    /// Restores saved indices, of which `taken` are in use. `None` unless every index is either
+    /// free or taken, once.
+    fn restore(
+        saved: SavedIndices,
+        count: usize,
+        taken: impl IntoIterator<Item = u16>,
+    ) -> Option<Self> {
+        let SavedIndices { mut generations, free } = saved;
+        let fresh = u16::try_from(generations.len()).ok().filter(|&n| usize::from(n) <= count)?;
+        let mut all: Vec<u16> = taken.into_iter().chain(free.iter().copied()).collect();
+        all.sort_unstable();
+        generations.resize(count, 0);
+        all.into_iter().eq(0..fresh).then(|| Self { generations, fresh, used: free.into() })
     }
 }
 
@@ -168,6 +189,39 @@ impl Registry {
     /// Creates an empty registry; full-NAT VIPs use these SNAT sources.
     pub fn new(sources: SnatPool) -> Self {
         Self { sources, ..Self::default() }
+    }
+
+    /// Returns the registry as it is saved.
+    pub fn save(&self, moment: &Moment) -> SavedRegistry {
+        let save = |vips: &[VipEntry]| vips.iter().map(|vip| vip.save(moment)).collect();
+        SavedRegistry {
+            vips: save(&self.vips),
+            removed: save(&self.removed),
+            vip_indices: self.vip_indices.save(),
+            backend_indices: self.backend_indices.save(),
+        }
+    }
+
+    /// Restores a saved registry; `None` if it contradicts itself.
+    pub fn restore(saved: SavedRegistry, sources: SnatPool, moment: &Moment) -> Option<Self> {
+        let SavedRegistry { vips, removed, vip_indices, backend_indices } = saved;
+        let restore = |vips: Vec<SavedVip>| -> Vec<VipEntry> {
+            vips.into_iter().map(|vip| VipEntry::restore(vip, moment)).collect()
+        };
+        let (vips, removed) = (restore(vips), restore(removed));
+        let all = || vips.iter().chain(&removed);
+        let ids = all().map(|vip| vip.id.0);
+        let vip_indices = Indices::restore(vip_indices, MAX_VIPS, ids)?;
+        let backends = || all().flat_map(VipEntry::all_backends).map(|backend| backend.id);
+        let indices = backends().map(|id| id.index.0);
+        let backend_indices = Indices::restore(backend_indices, MAX_BACKENDS, indices)?;
+        if !backends().all(|id| backend_indices.generation(id.index.0) == id.generation) {
+            return None;
+        }
+        let places = HashMap::new();
+        let mut registry = Self { vips, removed, places, vip_indices, backend_indices, sources };
+        registry.remember_places();
+        Some(registry)
     }
 
     /// SNAT sources of full-NAT flows.
@@ -469,22 +523,8 @@ impl Registry {
         let index = self.backend_indices.take()?;
         let generation = self.backend_indices.generation(index);
         let index = BackendIndex(index);
-        Some(BackendEntry {
-            id: BackendId { index, generation },
-            config: backend.clone(),
-            check: None,
-            health: Hysteresis::default(),
-            health_detail: String::new(),
-            drain: Drain::default(),
-            forecast: None,
-            slow_start: SlowStart::default(),
-            next_hop: None,
-            mtu: UNLIMITED,
-            next_hop_detail: Problem::Resolving.to_string(),
-            problem: None,
-            answering: Answering::default(),
-            base: counters::backend_baseline(workers, index),
-        })
+        let base = counters::backend_baseline(workers, index);
+        Some(BackendEntry::new(BackendId { index, generation }, backend.clone(), base))
     }
 
     fn update(&mut self, entry: &mut VipEntry, new: &config::Vip, workers: &[WorkerView]) {
@@ -564,6 +604,34 @@ impl Registry {
 }
 
 impl VipEntry {
+    fn save(&self, moment: &Moment) -> SavedVip {
+        let removal = |removed: &Removed<BackendEntry>| removed.save(moment, |it| it.save(moment));
+        SavedVip {
+            id: self.id.0,
+            config: config::Vip { backends: Vec::new(), ..self.config.clone() },
+            backends: self.backends.iter().map(|backend| backend.save(moment)).collect(),
+            removed: self.removed.iter().map(removal).collect(),
+            old: self.old.iter().map(|old| old.save(moment, |listen| *listen)).collect(),
+            is_removed: self.is_removed,
+        }
+    }
+
+    fn restore(saved: SavedVip, moment: &Moment) -> Self {
+        let SavedVip { id, config, backends, removed, old, is_removed } = saved;
+        let backend = |saved| BackendEntry::restore(saved, &config, moment);
+        let removal = |saved| Removed::restore(saved, moment, backend);
+        Self {
+            id: VipId(id),
+            backends: backends.into_iter().map(backend).collect(),
+            splits: Splits::default(),
+            base: Baseline::default(),
+            removed: removed.into_iter().map(removal).collect(),
+            old: old.into_iter().map(|old| Removed::restore(old, moment, |it| it)).collect(),
+            is_removed,
+            config,
+        }
+    }
+
     /// Returns the backends in force, and the removed ones.
     pub fn all_backends(&self) -> impl Iterator<Item = &BackendEntry> {
         self.backends.iter().chain(self.removed.iter().map(|removed| &removed.what))
@@ -678,6 +746,44 @@ impl VipEntry {
 }
 
 impl BackendEntry {
+    /// Creates a backend of which nothing is known yet.
+    fn new(id: BackendId, config: config::Backend, base: Baseline) -> Self {
+        Self {
+            id,
+            config,
+            check: None,
+            health: Hysteresis::default(),
+            health_detail: String::new(),
+            drain: Drain::default(),
+            forecast: None,
+            slow_start: SlowStart::default(),
+            next_hop: None,
+            mtu: UNLIMITED,
+            next_hop_detail: Problem::Resolving.to_string(),
+            problem: None,
+            answering: Answering::default(),
+            base,
+        }
+    }
+
+    fn save(&self, moment: &Moment) -> SavedBackend {
+        SavedBackend {
+            index: self.id.index.0,
+            generation: self.id.generation,
+            config: self.config.clone(),
+            drain: self.drain.save(moment),
+        }
+    }
+
+    fn restore(saved: SavedBackend, vip: &config::Vip, moment: &Moment) -> Self {
+        let SavedBackend { index, generation, config, drain } = saved;
+        let id = BackendId { index: BackendIndex(index), generation };
+        let check = CheckSpec::of(vip, &config);
+        let drain = Drain::restore(drain, moment);
+        // The counters of this process begin at zero.
+        Self { check, drain, ..Self::new(id, config, Baseline::default()) }
+    }
+
     /// Returns whether the backend may get new flows: no drain, no weight of 0, and up.
     pub fn serves(&self) -> bool {
         self.drain.service() == Service::Active && self.config.weight > 0 && self.is_up()
@@ -758,7 +864,7 @@ fn distinct<T: Copy + Eq + std::hash::Hash>(items: impl Iterator<Item = T>) -> V
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use super::*;

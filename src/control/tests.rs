@@ -24,6 +24,7 @@ use super::error::ControlError;
 use super::inputs::Inputs;
 use super::reload::tests::config;
 use super::signals::Signal;
+use super::state::Registry;
 use super::state::tests::{backend, tcp_health, vip};
 use super::view::{
     AttachedView, NicNow, NicView, ProgramNow, SocketStatistics, SteerCounters, SteeringProgram,
@@ -135,6 +136,8 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
             rx_queues: 2,
             fallbacks: Vec::new(),
         }],
+        registry: Registry::default(),
+        save: None,
         publisher,
         steering: Box::new(FakeSteering { notes: Arc::clone(&notes), tables: tables.clone() }),
         send_frame: Box::new(|_, _| Err(std::io::Error::other("nothing is announced here"))),

@@ -98,7 +98,7 @@ impl Explainer {
             return Err(ExplainError::Packet("there is no worker".to_owned()));
         };
         let Some(mut conntrack) =
-            Conntrack::adopt(Arc::clone(&scratch.flows), snat_allocator, me, now)
+            Conntrack::of_scratch(Arc::clone(&scratch.flows), snat_allocator, me, now)
         else {
             return Err(ExplainError::Packet("the scratch table is in use".to_owned()));
         };

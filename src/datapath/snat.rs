@@ -6,10 +6,10 @@
 use super::batch::{Packet, TcpFlags};
 use super::context::Context;
 use crate::flow::entry::{FlowState, Pin, State};
-use crate::flow::snat::{SnatAllocator, SnatEntry, SnatFlow, SnatPort};
+use crate::flow::snat::{SnatAllocator, SnatEntry, SnatFlow, SnatPort, SnatTable};
 use crate::forwarding::table::Backend;
 use crate::net::{Forward, Tuple};
-use crate::stats::Drop;
+use crate::stats::{Drop, WorkerStats};
 use crate::wire::proxy::{Header, Shift};
 use crate::wire::tcp;
 
@@ -60,6 +60,13 @@ pub fn bind(
         .ok_or(Drop::NoSourcePort)?;
     context.stats.snat_ports(family).add(1);
     Ok(id)
+}
+
+/// Counts the SNAT port of a pin that was taken over.
+pub fn count_bound(id: SnatPort, snat_table: &SnatTable, stats: &WorkerStats) {
+    if let Some((address, _)) = snat_table.sources().source(id) {
+        stats.snat_ports(address.family()).add(1);
+    }
 }
 
 /// Whether a packet comes from the address and port that the flow's packets are sent to.

@@ -149,8 +149,8 @@ impl Bed {
     }
 
     pub fn conntrack(&self, worker: u8) -> Conntrack {
-        let flows = Arc::clone(&self.shared.flows);
-        Conntrack::new(flows, self.snat_allocator(worker), worker, Ticks(0)).unwrap()
+        let stats = self.stats.get(usize::from(worker)).unwrap();
+        Conntrack::new(&self.shared, worker, stats, Ticks(0)).unwrap()
     }
 
     /// Returns the entry of the packet's flow in a worker's table.

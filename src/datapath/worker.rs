@@ -16,7 +16,6 @@ use super::reset::TxBacklog;
 use super::resources::Resources;
 use super::transmit::transmit;
 use crate::flow::shared::SharedTables;
-use crate::flow::snat::SnatAllocator;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::publish::Subscription;
 use crate::stats::WorkerStats;
@@ -75,9 +74,8 @@ impl Worker {
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
         let Parts { queues, pool, macs, shared, parked, index, tables, stats, batch } = parts;
         let flows = Arc::clone(shared.flows.get(usize::from(index))?);
-        let snat_allocator = SnatAllocator::new(&shared.snat_table, index, flows.secret());
         let resources = Resources {
-            conntrack: Conntrack::new(Arc::clone(&shared.flows), snat_allocator, index, now)?,
+            conntrack: Conntrack::new(&shared, index, &stats, now)?,
             fragments: Fragments::new(parked),
             backlog: TxBacklog::default(),
             limiter: Limiter::default(),

@@ -21,8 +21,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use super::header::{Kind, TableError};
+use super::memory::{Anonymous, Parts, TableMemory};
 use crate::net::{Address, BackendId, BackendIndex, TableSecret, VipId};
 use crate::units::Ticks;
+use crate::xdp::memory;
+
+/// The layout of the table, with the hash by which buckets are found.
+const KIND: Kind = Kind { name: *b"clients-", version: 1 };
 
 /// Slots of a bucket: their heads fill a cache line.
 const SLOTS: usize = 8;
@@ -81,23 +87,28 @@ pub enum NotRecorded {
 /// The clients table. See the module's documentation.
 #[derive(Debug)]
 pub struct Clients {
-    buckets: Box<[Bucket]>,
+    buckets: memory::Mapping<Bucket>,
     secret: TableSecret,
 }
 
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Bucket {
-    heads: [AtomicU64; SLOTS],
-    bodies: [Body; SLOTS],
+crate::shareable_struct! {
+    #[derive(Debug, Default)]
+    #[repr(C, align(64))]
+    struct Bucket {
+        heads: [AtomicU64; SLOTS],
+        bodies: [Body; SLOTS],
+    }
 }
 
-#[derive(Debug, Default)]
-struct Body {
-    high: AtomicU64,
-    low: AtomicU64,
-    names: AtomicU64,
-    created: AtomicU64,
+crate::shareable_struct! {
+    #[derive(Debug, Default)]
+    #[repr(C)]
+    struct Body {
+        high: AtomicU64,
+        low: AtomicU64,
+        names: AtomicU64,
+        created: AtomicU64,
+    }
 }
 
 /// A slot of a bucket.
@@ -108,11 +119,21 @@ struct Slot<'a> {
 }
 
 impl Clients {
-    /// Creates a table for `clients` clients: [`BYTES_PER_CLIENT`] each. `secret` keys its hash, so
-    /// that clients cannot be aimed at one bucket.
-    pub fn new(clients: usize, secret: TableSecret) -> Self {
+    /// Takes over the table that an earlier process has left, or makes one for `clients` clients:
+    /// [`BYTES_PER_CLIENT`] each. `secret` keys its hash, so that clients cannot be aimed at one
+    /// bucket.
+    ///
+    /// # Errors
+    /// When there is too little memory.
+    pub fn open(
+        memory: &dyn TableMemory,
+        clients: usize,
+        secret: &TableSecret,
+    ) -> Result<Self, TableError> {
         let buckets = clients.saturating_mul(SLOTS_PER_CLIENT).div_ceil(SLOTS).max(1);
-        Self { buckets: (0..buckets).map(|_| Bucket::default()).collect(), secret }
+        let table = Parts { kind: KIND, name: "clients", entries: buckets, secret };
+        let (buckets, _) = table.open(memory, Bucket::repair)?;
+        Ok(Self { buckets, secret: secret.clone() })
     }
 
     /// Returns the mapping of a client, expired or not.
@@ -145,17 +166,28 @@ impl Clients {
         bucket.write(slot, head, key, tag, &mapping)
     }
 
+    /// Records a mapping of an earlier table; returns false if there is no room. Before any worker
+    /// runs.
+    pub fn restore(&self, key: &Key, mapping: &Mapping) -> bool {
+        let Some((bucket, tag)) = self.bucket(key) else { return false };
+        bucket.victim(mapping.last_used, |_, _| true).is_ok_and(|(slot, head)| {
+            head & USED == 0 && bucket.write(slot, head, key, tag, mapping).is_ok()
+        })
+    }
+
     /// Returns a separate table for one client, with its mapping in this one.
-    #[must_use]
-    pub fn scratch(&self, key: &Key) -> Self {
-        let scratch = Self::new(1, self.secret.clone());
+    ///
+    /// # Errors
+    /// When there is too little memory.
+    pub fn scratch(&self, key: &Key) -> Result<Self, TableError> {
+        let scratch = Self::open(&Anonymous, 1, &self.secret)?;
         if let (Some(mapping), Some((bucket, tag))) = (self.find(key), scratch.bucket(key))
             && let Some(slot) = bucket.slots().next()
         {
             // No other thread has the table yet.
             let _ = bucket.write(slot, 0, key, tag, &mapping);
         }
-        scratch
+        Ok(scratch)
     }
 
     /// Records a packet of a client that has `backend` (`None`: any backend); `proven` if the
@@ -216,6 +248,17 @@ impl Key {
 }
 
 impl Bucket {
+    /// Frees the slots in the middle of whose change the earlier process ended.
+    fn repair(&self) {
+        for head in &self.heads {
+            // Relaxed: no other thread has the table yet.
+            let value = head.load(Ordering::Relaxed);
+            if value & CLAIMED != 0 {
+                head.store(next_version(value), Ordering::Relaxed);
+            }
+        }
+    }
+
     fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
         self.heads.iter().zip(&self.bodies).map(|(head, body)| Slot { head, body })
     }
@@ -376,7 +419,7 @@ mod tests {
     const TIMEOUT: u32 = 1000;
 
     fn table(clients: usize) -> Clients {
-        Clients::new(clients, TableSecret::new(7))
+        Clients::open(&Anonymous, clients, &TableSecret::new(7)).unwrap()
     }
 
     fn key(number: u64) -> Key {

@@ -128,6 +128,7 @@ pub struct FlowState {
 pub(super) const STATE_SHIFT: u32 = 24;
 pub(super) const STATE: u64 = 0xff << STATE_SHIFT;
 const OWNER_SHIFT: u32 = 16;
+const OWNER: u64 = 0xff << OWNER_SHIFT;
 pub(super) const STAMP_SHIFT: u32 = 8;
 /// NIC number in `hop` words that name a SNAT port or a pair of tags: no NIC has it.
 const SNAT: u64 = 0xf << 12;
@@ -331,6 +332,13 @@ impl Pin {
         Self { flow_state: self.flow_state.with_snat_port(id), ..self }
     }
 
+    /// Sets the worker that has the pin, and the return hop: for a pin that moves to another table.
+    #[must_use]
+    pub fn owned_by(self, owner: u8, hop: &NextHop) -> Self {
+        let tail = self.flow_state.tail & !OWNER | u64::from(owner) << OWNER_SHIFT;
+        Self { flow_state: FlowState { tail, ..self.flow_state }.with_hop(hop), ..self }
+    }
+
     /// Sets the rule.
     #[must_use]
     pub const fn by(self, rule: Rule) -> Self {
@@ -381,6 +389,11 @@ impl ReturnHop {
             }
         };
         Some(Self(mac << 16 | link))
+    }
+
+    /// Packs a next hop whose tags have a number, or need none.
+    pub fn of(hop: &NextHop) -> Self {
+        Self(encode_hop(hop))
     }
 
     /// Unpacks the next hop.

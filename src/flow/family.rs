@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use super::bucket::{self, SlotMask, tag_of};
 use super::entry::{self, ConntrackEntry, EntryV4, EntryV6, FlowState, Pin, ReturnHop, State};
-use super::layout::{HEADER_LINES, Span};
+use super::header;
+use super::layout::Span;
 use super::slot::{Slot, V6_FLAG};
 use crate::net::{NextHop, TAIL, Tuple};
 use crate::units::Ticks;
@@ -171,7 +172,7 @@ impl<F: Family> FamilyTable<F> {
             buckets: arena.part(span.buckets_at, span.buckets)?,
             entries: arena.part(span.entries_at, span.entries)?,
             creations: arena.part(span.creations_at, span.entries)?,
-            header: arena.part(0, HEADER_LINES)?,
+            header: arena.part(0, header::LINES)?,
             populated: AtomicBool::new(false),
         })
     }

@@ -27,8 +27,14 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crossbeam_utils::CachePadded;
 
+use super::header::{Kind, TableError};
+use super::memory::{Parts, TableMemory};
 use crate::net::{Address, FiveTuple, Protocol, TableSecret, Tuple};
 use crate::units::Ticks;
+use crate::xdp::memory::Mapping;
+
+/// The layout of the table, with the hash by which buckets are found.
+const KIND: Kind = Kind { name: *b"fragment", version: 1 };
 
 /// Slots of a bucket.
 const SLOTS: usize = 4;
@@ -117,7 +123,7 @@ impl Key {
 /// The fragment table. See the module's documentation.
 #[derive(Debug)]
 pub struct FragmentTable {
-    buckets: Box<[[Slot; SLOTS]]>,
+    buckets: Mapping<[Slot; SLOTS]>,
     secret: TableSecret,
     timeout: Ticks,
     /// Grows with every datagram that is recorded. On a cache line of its own: workers with parked
@@ -125,13 +131,15 @@ pub struct FragmentTable {
     recorded: CachePadded<AtomicU64>,
 }
 
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Slot {
-    /// Even: the words are of one datagram; 0: of none. Odd: a thread is writing them.
-    version: AtomicU64,
-    progress: AtomicU64,
-    words: [AtomicU64; 6],
+crate::shareable_struct! {
+    #[derive(Debug, Default)]
+    #[repr(C, align(64))]
+    struct Slot {
+        /// Even: the words are of one datagram; 0: of none. Odd: a thread is writing them.
+        version: AtomicU64,
+        progress: AtomicU64,
+        words: [AtomicU64; 6],
+    }
 }
 
 /// Contents of a slot.
@@ -147,12 +155,23 @@ struct Entry {
 }
 
 impl FragmentTable {
-    /// Creates a table for `datagrams` datagrams at a time ([`BYTES_PER_DATAGRAM`] each), which end
-    /// after `timeout`. `secret` keys its hash, so that datagrams cannot be aimed at one bucket.
-    pub fn new(datagrams: usize, timeout: Ticks, secret: TableSecret) -> Self {
-        let buckets = datagrams.div_ceil(SLOTS).max(1);
-        let buckets = (0..buckets).map(|_| <[Slot; SLOTS]>::default()).collect();
-        Self { buckets, secret, timeout, recorded: CachePadded::default() }
+    /// Takes over the table that an earlier process has left, or makes one for `datagrams` datagrams
+    /// at a time ([`BYTES_PER_DATAGRAM`] each), which end after `timeout`. `secret` keys its hash, so
+    /// that datagrams cannot be aimed at one bucket.
+    ///
+    /// # Errors
+    /// When there is too little memory.
+    pub fn open(
+        memory: &dyn TableMemory,
+        datagrams: usize,
+        timeout: Ticks,
+        secret: &TableSecret,
+    ) -> Result<Self, TableError> {
+        let entries = datagrams.div_ceil(SLOTS).max(1);
+        let table = Parts { kind: KIND, name: "fragments", entries, secret };
+        let (buckets, _) =
+            table.open(memory, |bucket: &[Slot; SLOTS]| bucket.iter().for_each(Slot::repair))?;
+        Ok(Self { buckets, secret: secret.clone(), timeout, recorded: CachePadded::default() })
     }
 
     /// Records the first fragment of a datagram, of `len` bytes. A known datagram starts again: its
@@ -278,6 +297,14 @@ const fn tag(version: u64) -> u64 {
 
 #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of words")]
 impl Slot {
+    /// Frees the slot if the earlier process ended in the middle of its change.
+    fn repair(&self) {
+        // Relaxed: no other thread has the table yet.
+        if self.version.load(Ordering::Relaxed) % 2 == 1 {
+            self.version.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Reads the contents, if there are any and no thread is writing them.
     fn read(&self) -> Option<Entry> {
         // Acquire pairs with the release store of `write`: a reader of a version sees its words.
@@ -377,13 +404,14 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::memory::Anonymous;
     use super::*;
 
     const NOW: Ticks = Ticks(u32::MAX - 10);
     const TIMEOUT: Ticks = Ticks(3000);
 
     fn table(datagrams: usize) -> FragmentTable {
-        FragmentTable::new(datagrams, TIMEOUT, TableSecret::new(1))
+        FragmentTable::open(&Anonymous, datagrams, TIMEOUT, &TableSecret::new(1)).unwrap()
     }
 
     fn key(identification: u32) -> Key {

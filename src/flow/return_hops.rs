@@ -21,7 +21,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::entry::ReturnHop;
+use super::header::{Kind, TableError};
+use super::memory::{Parts, TableMemory};
 use crate::net::{Address, TableSecret};
+use crate::xdp::memory::Mapping;
+
+/// The layout of the table, with the hash by which buckets are found.
+const KIND: Kind = Kind { name: *b"rethops-", version: 1 };
 
 /// Entries of a bucket: a cache line.
 const ENTRIES: usize = 4;
@@ -34,20 +40,27 @@ pub const BYTES_PER_CLIENT: usize = size_of::<Entry>();
 /// The table of return hops. See the module's documentation.
 #[derive(Debug)]
 pub struct ReturnHops {
-    buckets: Box<[Bucket]>,
+    buckets: Mapping<Bucket>,
     secret: TableSecret,
 }
 
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Bucket([Entry; ENTRIES]);
+crate::shareable_struct! {
+    #[derive(Debug, Default)]
+    #[repr(C, align(64))]
+    struct Bucket {
+        entries: [Entry; ENTRIES],
+    }
+}
 
 const _: () = assert!(size_of::<Bucket>() == 64);
 
-#[derive(Debug, Default)]
-struct Entry {
-    hop: AtomicU64,
-    check: AtomicU64,
+crate::shareable_struct! {
+    #[derive(Debug, Default)]
+    #[repr(C)]
+    struct Entry {
+        hop: AtomicU64,
+        check: AtomicU64,
+    }
 }
 
 /// Contents of an entry: a client's tag (0: no client), and its return hop.
@@ -73,17 +86,28 @@ impl Entry {
 }
 
 impl ReturnHops {
-    /// Creates a table for `clients` clients ([`BYTES_PER_CLIENT`] each). `secret` keys its hash,
-    /// so that the clients of one bucket cannot be computed.
-    pub fn new(clients: usize, secret: TableSecret) -> Self {
-        let buckets = clients.div_ceil(ENTRIES).max(1);
-        Self { buckets: (0..buckets).map(|_| Bucket::default()).collect(), secret }
+    /// Takes over the table that an earlier process has left, or makes one for `clients` clients
+    /// ([`BYTES_PER_CLIENT`] each). `secret` keys its hash, so that the clients of one bucket cannot
+    /// be computed.
+    ///
+    /// # Errors
+    /// When there is too little memory.
+    pub fn open(
+        memory: &dyn TableMemory,
+        clients: usize,
+        secret: &TableSecret,
+    ) -> Result<Self, TableError> {
+        let entries = clients.div_ceil(ENTRIES).max(1);
+        let table = Parts { kind: KIND, name: "return_hops", entries, secret };
+        // The words of an entry check each other: a half-written one counts as none.
+        let (buckets, _) = table.open(memory, |_: &Bucket| ())?;
+        Ok(Self { buckets, secret: secret.clone() })
     }
 
     /// Records the next hop from which a client's datagram came.
     #[inline]
     pub fn record(&self, client: Address, hop: ReturnHop) {
-        let Some((Bucket(entries), tag)) = self.bucket(client) else { return };
+        let Some((Bucket { entries }, tag)) = self.bucket(client) else { return };
         let mut carried = Noted { tag, hop: hop.0 };
         if entries.first().is_some_and(|first| first.read() == carried) {
             return;
@@ -102,7 +126,7 @@ impl ReturnHops {
     /// Returns the hop from which the last datagram of a client came, if it is still known.
     #[inline]
     pub fn find(&self, client: Address) -> Option<ReturnHop> {
-        let (Bucket(entries), tag) = self.bucket(client)?;
+        let (Bucket { entries }, tag) = self.bucket(client)?;
         let mut recorded = entries.iter().map(Entry::read);
         recorded.find(|recorded| recorded.tag == tag).map(|recorded| ReturnHop(recorded.hop))
     }
@@ -122,6 +146,7 @@ mod tests {
     use std::sync::Arc;
     use std::thread;
 
+    use super::super::memory::Anonymous;
     use super::*;
     use crate::net::NicIndex;
 
@@ -135,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_last_hop_of_a_client_is_found() {
-        let hops = ReturnHops::new(64, TableSecret::new(1));
+        let hops = ReturnHops::open(&Anonymous, 64, &TableSecret::new(1)).unwrap();
         assert_eq!(hops.find(client(1)), None);
         hops.record(client(1), hop(7));
         assert_eq!(hops.find(client(1)), Some(hop(7)));
@@ -146,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_new_client_takes_the_place_of_the_longest_silent_one() {
-        let hops = ReturnHops::new(ENTRIES, TableSecret::new(1));
+        let hops = ReturnHops::open(&Anonymous, ENTRIES, &TableSecret::new(1)).unwrap();
         for number in 1..=4 {
             hops.record(client(number), hop(number.into()));
         }
@@ -161,7 +186,7 @@ mod tests {
     /// Two writers and a reader in one bucket: no client is ever given the hop of another one.
     #[test]
     fn threads_never_give_a_client_the_hop_of_another() {
-        let hops = Arc::new(ReturnHops::new(ENTRIES, TableSecret::new(1)));
+        let hops = Arc::new(ReturnHops::open(&Anonymous, ENTRIES, &TableSecret::new(1)).unwrap());
         thread::scope(|scope| {
             for worker in 0..2_u32 {
                 let hops = &hops;

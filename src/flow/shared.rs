@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::clients::{self, Clients};
 use super::entry::Pin;
 use super::fragments::FragmentTable;
+use super::memory::{Anonymous, TableMemory};
 use super::path_mtus::PathMtus;
 use super::return_hops::ReturnHops;
 use super::snat::{SnatAllocator, SnatPool, SnatTable};
@@ -15,7 +16,6 @@ use super::table::{Families, FlowTable, TableError};
 use super::writer::FlowWriter;
 use crate::net::{HashedKey, TableSecret};
 use crate::units::Ticks;
-use crate::xdp::memory::MappingError;
 
 /// Sizes of the shared tables, besides those of the flow tables. The default suits tests.
 #[derive(Debug, Clone)]
@@ -78,20 +78,34 @@ impl SharedTables {
     /// hashes.
     ///
     /// # Errors
-    /// When there is too little memory for the SNAT entries.
+    /// When there is too little memory.
     pub fn new(
         flows: Arc<[Arc<FlowTable>]>,
         secret: &TableSecret,
         sizes: TableSizes,
-    ) -> Result<Arc<Self>, MappingError> {
+    ) -> Result<Arc<Self>, TableError> {
+        Self::open(&Anonymous, flows, secret, sizes)
+    }
+
+    /// Takes over the tables that an earlier process has left in `memory`, as far as their sizes
+    /// are these, and makes the others. `flows` are the flow tables of the same memory and secret.
+    ///
+    /// # Errors
+    /// When there is too little memory.
+    pub fn open(
+        memory: &dyn TableMemory,
+        flows: Arc<[Arc<FlowTable>]>,
+        secret: &TableSecret,
+        sizes: TableSizes,
+    ) -> Result<Arc<Self>, TableError> {
         let TableSizes { clients, datagrams, fragment_timeout, sources, return_hops } = sizes;
         let workers = u8::try_from(flows.len()).unwrap_or(u8::MAX);
         Ok(Arc::new(Self {
             flows,
-            clients: Clients::new(clients, secret.clone()),
-            fragments: FragmentTable::new(datagrams, fragment_timeout, secret.clone()),
-            snat_table: SnatTable::new(sources, workers)?,
-            return_hops: ReturnHops::new(return_hops, secret.clone()),
+            clients: Clients::open(memory, clients, secret)?,
+            fragments: FragmentTable::open(memory, datagrams, fragment_timeout, secret)?,
+            snat_table: SnatTable::open(memory, sources, workers, secret)?,
+            return_hops: ReturnHops::open(memory, return_hops, secret)?,
             path_mtus: PathMtus::default(),
         }))
     }
@@ -113,10 +127,10 @@ impl SharedTables {
         let secret = self.flows.first().map_or(TableSecret::new(0), |flows| flows.secret().clone());
         let scratch = Self {
             flows: self.scratch_flows(pins)?,
-            clients: self.clients.scratch(client),
-            fragments: FragmentTable::new(0, Ticks(0), secret.clone()),
+            clients: self.clients.scratch(client)?,
+            fragments: FragmentTable::open(&Anonymous, 0, Ticks(0), &secret)?,
             snat_table,
-            return_hops: ReturnHops::new(1, secret),
+            return_hops: ReturnHops::open(&Anonymous, 1, &secret)?,
             path_mtus: self.path_mtus.scratch(),
         };
         Ok((scratch, snat_allocator))

@@ -23,6 +23,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::entry::{FlowState, ReturnHop};
+use super::header::{Kind, TableError};
+use super::memory::{Parts, TableMemory};
 use super::snat_pool::owner;
 pub use super::snat_pool::{MAX_SOURCES, SnatPool, SnatPort};
 use crate::net::{
@@ -31,6 +33,9 @@ use crate::net::{
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::memory::{Arena, Line, Mapping, MappingError, Pages};
+
+/// The layout of the table.
+const KIND: Kind = Kind { name: *b"snat----", version: 1 };
 
 /// Memory per SNAT port, in bytes.
 pub const BYTES_PER_BINDING: usize = size_of::<Line>() + size_of::<SnatPort>();
@@ -103,12 +108,19 @@ pub struct SnatTable {
 }
 
 impl SnatTable {
-    /// Creates the entries of these sources, all free.
+    /// Takes over the entries of these sources that an earlier process has left, or makes new ones,
+    /// all free. Sources and workers must be those of the earlier process.
     ///
     /// # Errors
     /// When there is too little memory.
-    pub fn new(sources: SnatPool, workers: u8) -> Result<Self, MappingError> {
-        let slots = Mapping::zeroed(sources.len())?;
+    pub fn open(
+        memory: &dyn TableMemory,
+        sources: SnatPool,
+        workers: u8,
+        secret: &TableSecret,
+    ) -> Result<Self, TableError> {
+        let table = Parts { kind: KIND, name: "snat", entries: sources.len(), secret };
+        let (slots, _) = table.open(memory, repair)?;
         Ok(Self { sources, workers: workers.max(1), slots })
     }
 
@@ -137,6 +149,21 @@ impl SnatTable {
             mine.find(|&id| self.read(id).is_none()).into_iter().collect()
         };
         Ok((scratch, SnatAllocator { v4: mine(Family::V4), v6: mine(Family::V6) }))
+    }
+
+    /// Frees the entries of a worker that `keep` does not select; before the worker runs.
+    pub(super) fn retain(&self, worker: u8, keep: impl Fn(SnatPort) -> bool) {
+        for family in Family::BOTH {
+            let mine = self.sources.of_worker(worker, self.workers, family);
+            for id in mine.filter(|&id| self.read(id).is_some() && !keep(id)) {
+                self.store(id, None);
+            }
+        }
+    }
+
+    /// Writes the entry of a flow of an earlier process; before any worker runs.
+    pub fn restore(&self, id: SnatPort, snat_flow: &SnatFlow) {
+        self.store(id, Some(snat_flow));
     }
 
     /// The addresses and ports.
@@ -263,6 +290,16 @@ impl SnatTable {
     }
 }
 
+/// Frees the entry if the earlier process ended in the middle of its change.
+fn repair(slot: &Line) {
+    let [version, words @ ..] = &slot.words;
+    // Relaxed: no other thread has the table yet.
+    if version.load(Ordering::Relaxed) & 1 != 0 {
+        words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        version.store(0, Ordering::Relaxed);
+    }
+}
+
 fn encode(snat_flow: &SnatFlow) -> (u32, [u64; 7]) {
     let [c0, c1, v0, v1, ports] = snat_flow.flow.words();
     let numbered = if snat_flow.isn.is_some() { NUMBERED } else { 0 };
@@ -303,15 +340,16 @@ pub struct SnatAllocator {
 }
 
 impl SnatAllocator {
-    /// Takes all ports of a worker, which must be free. The secret determines which port is first,
-    /// so that a process does not start with the ports that its predecessor started with: backends
-    /// may remember those.
+    /// Takes all free ports of a worker. The secret determines which port is first, so that a
+    /// process does not start with the ports that its predecessor started with: backends may
+    /// remember those.
     ///
     /// Cost: one step for each port.
     pub fn new(snat_table: &SnatTable, worker: u8, secret: &TableSecret) -> Self {
         let mine = |family| {
             let all = snat_table.sources.of_worker(worker, snat_table.workers, family);
-            let mut all: VecDeque<SnatPort> = all.collect();
+            let mut all: VecDeque<SnatPort> =
+                all.filter(|&id| snat_table.read(id).is_none()).collect();
             let turn = secret.hash_words::<16>(&[worker.into(), family.is_v4().into()]);
             let len = u64::try_from(all.len()).unwrap_or(u64::MAX).max(1);
             // Less than its length.
@@ -375,6 +413,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::memory::Anonymous;
     use super::*;
     use crate::net::NicIndex;
 
@@ -382,7 +421,7 @@ mod tests {
         let addresses = ["198.18.9.1", "198.18.9.2", "2001:db8::50"];
         let addresses = addresses.map(|text| text.parse().unwrap());
         let sources = SnatPool::new(addresses, &(1024..=1023 + ports));
-        SnatTable::new(sources, workers).unwrap()
+        SnatTable::open(&Anonymous, sources, workers, &TableSecret::new(1)).unwrap()
     }
 
     fn snat_flow(number: u16, v6: bool) -> SnatFlow {

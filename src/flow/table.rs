@@ -30,14 +30,14 @@
 //! it is first needed ([`FlowTable::populate`]). The table lies in a memfd
 //! ([`layout`](super::layout)), which a later process may take over ([`FlowTable::attach`]).
 
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::entry::{ConntrackEntry, FlowState, Pin, State};
 pub use super::family::Hit;
-use super::family::{FamilyTable, V4, V6, View};
-pub use super::layout::TableError;
-use super::layout::{Header, Layout};
+use super::family::{Family as _, FamilyTable, V4, V6, View};
+use super::header::Header;
+pub use super::header::TableError;
+use super::layout::{FLOWS, KIND, Layout};
 pub use super::slot::Slot;
 use crate::net::{HashedKey, NextHop, TableSecret, Tuple};
 use crate::units::Ticks;
@@ -64,7 +64,6 @@ pub struct FlowTable {
     pub(super) header: Header,
     pub(super) v4: FamilyTable<V4>,
     pub(super) v6: FamilyTable<V6>,
-    arena: Arc<Arena>,
 }
 
 impl FlowTable {
@@ -75,41 +74,61 @@ impl FlowTable {
     /// When there is too little memory.
     pub fn new(capacity: u32, secret: TableSecret, families: Families) -> Result<Self, TableError> {
         let on = |pages| {
-            let layout = Layout::of(capacity);
-            let arena = Arena::new(layout.bytes, pages)?;
-            let flows = u32::try_from(layout.v4.entries).unwrap_or(capacity);
-            let header = Header::create(&arena, flows, secret.seed())?;
-            let table = Self::over(arena, header, &layout, secret.clone())?;
-            table.populate(families)?;
-            Ok(table)
+            let arena = Arena::new(Self::bytes(capacity), pages)?;
+            Self::create(arena, capacity, secret.clone(), families)
         };
         on(Pages::Pool).or_else(|_: TableError| on(Pages::Ordinary))
     }
 
-    /// Maps the table in `file`, which [`FlowTable::file`] returned in another process, for
-    /// reading, and for writing once that process is gone
-    /// ([`FlowWriter::take_over`](super::writer::FlowWriter::take_over)). Its pins name VIPs,
-    /// backends and workers of that process: those must be handed over as well.
+    /// Size of the memory of a table for `capacity` flows of each family, in bytes.
+    pub fn bytes(capacity: u32) -> usize {
+        Layout::of(capacity).bytes
+    }
+
+    /// Creates a table as [`FlowTable::new`] does, in zeroed memory of [`FlowTable::bytes`].
     ///
     /// # Errors
-    /// [`TableError`] when the file is not a table, or of another version, size or boot.
-    pub fn attach(file: OwnedFd) -> Result<Self, TableError> {
-        let arena = Arena::of_file(file)?;
-        let (header, capacity, seed) = Header::check(&arena)?;
-        let table = Self::over(arena, header, &Layout::of(capacity), TableSecret::new(seed))?;
+    /// When there is too little memory.
+    pub fn create(
+        arena: Arc<Arena>,
+        capacity: u32,
+        secret: TableSecret,
+        families: Families,
+    ) -> Result<Self, TableError> {
+        let layout = Layout::of(capacity);
+        let header = Header::create(&arena, KIND, layout.v4.entries as u64, &secret)?;
+        let table = Self::over(&arena, header, &layout, secret)?;
+        table.populate(families)?;
+        Ok(table)
+    }
+
+    /// Takes over the table that another process has left in this memory, for reading, and for
+    /// writing once that process is gone
+    /// ([`FlowWriter::take_over`](super::writer::FlowWriter::take_over)). Its pins name VIPs,
+    /// backends, NICs and workers of that process: those must be taken over as well.
+    ///
+    /// # Errors
+    /// [`TableError`] when the memory is not a table, or of another version, size or boot.
+    pub fn attach(arena: Arc<Arena>) -> Result<Self, TableError> {
+        let (header, entries, secret) = Header::check(&arena, KIND)?;
+        let fits = u32::try_from(entries)
+            .ok()
+            .filter(|flows| FLOWS.contains(flows) && Layout::of(*flows).bytes == arena.bytes());
+        let capacity = fits.ok_or(TableError::Size { entries, bytes: arena.bytes() })?;
+        let table = Self::over(&arena, header, &Layout::of(capacity), secret)?;
         table.populate(Families { v4: table.v4.ever_used() > 0, v6: table.v6.ever_used() > 0 })?;
         Ok(table)
     }
 
     fn over(
-        arena: Arc<Arena>,
+        arena: &Arc<Arena>,
         header: Header,
         layout: &Layout,
         secret: TableSecret,
     ) -> Result<Self, TableError> {
-        let v4 = FamilyTable::new(&arena, &layout.v4)?;
-        let v6 = FamilyTable::new(&arena, &layout.v6)?;
-        Ok(Self { secret, header, v4, v6, arena })
+        let v4 = FamilyTable::new(arena, &layout.v4)?;
+        let v6 = FamilyTable::new(arena, &layout.v6)?;
+        Ok(Self { secret, header, v4, v6 })
     }
 
     /// Backs the parts of `families` with memory, as far as they are not: to be called before the
@@ -127,14 +146,21 @@ impl FlowTable {
         Ok(())
     }
 
-    /// The file of the table, for a later process.
-    pub fn file(&self) -> BorrowedFd<'_> {
-        self.arena.file()
-    }
-
     /// Number of flows of each family that the table has room for.
     pub fn capacity(&self) -> u32 {
         self.v4.capacity()
+    }
+
+    /// Releases the right to write that an earlier process held when it ended. The caller must know
+    /// that it has ended.
+    pub fn release_writer(&self) {
+        self.header.release_writer();
+    }
+
+    /// Returns the slots of all entries that were ever used.
+    pub(super) fn slots(&self) -> impl Iterator<Item = Slot> + use<> {
+        let of = |flag, used| (0..used).map(move |number| Slot::new(flag, number));
+        of(V4::FLAG, self.v4.ever_used()).chain(of(V6::FLAG, self.v6.ever_used()))
     }
 
     /// Number of positions of [`FlowTable::pin_at`]: those of both families.

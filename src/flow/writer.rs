@@ -10,6 +10,7 @@ use super::entry::{self, FlowState, Pin};
 use super::family::{Common, Family, FamilyTable, Hit, flow_state_of};
 use super::table::{FlowTable, Slot};
 use crate::net::{HashedKey, Protocol, TAIL, TableSecret, Tuple};
+use crate::units::Ticks;
 use crate::xdp::memory::Line;
 
 /// Maximum number of flows that are moved, one after the other, to make room for a new one. At the
@@ -19,6 +20,10 @@ const MOVES: u32 = 2;
 
 /// Entries that the sweep removes together: their bucket lines are prefetched while it goes on.
 const TOGETHER: usize = 16;
+
+/// Entries that the search for one to remove visits beyond the flow's buckets: bounds the cost of a
+/// new flow at a full table to some microseconds.
+const LOOKS: u32 = 64;
 
 /// The writing half of a flow table. One per table.
 #[derive(Debug)]
@@ -41,6 +46,27 @@ struct Free {
     unused: u32,
     /// Number of entries in use.
     used: u32,
+    /// Next entry that [`Free::victim`] visits.
+    hand: u32,
+}
+
+/// Search for an entry that may be removed for a flow with this hash.
+struct Victim<M> {
+    hash: u64,
+    now: Ticks,
+    may_go: M,
+}
+
+impl<M: Fn(Protocol, &FlowState) -> bool> Victim<M> {
+    /// Returns the time for which an entry was silent, if it may be removed.
+    fn silence<F: Family>(&self, table: &FamilyTable<F>, number: u32) -> Option<u32> {
+        let entry = table.entry(number)?;
+        // Relaxed: other threads write only times and states of the entry.
+        let protocol = protocol_of(F::common(entry).tail.load(Ordering::Relaxed))?;
+        let flow_state = flow_state_of::<F>(entry);
+        let silence = self.now.since(flow_state.last_seen()).0;
+        (self.may_go)(protocol, &flow_state).then_some(silence)
+    }
 }
 
 /// Decision on an entry that [`FlowWriter::sweep`] visits.
@@ -88,6 +114,11 @@ impl FlowWriter {
         &self.table
     }
 
+    /// The shared half, to be kept.
+    pub fn shared(&self) -> Arc<FlowTable> {
+        Arc::clone(&self.table)
+    }
+
     /// Number of entries in use.
     pub fn len(&self) -> u32 {
         self.v4.used + self.v6.used
@@ -118,6 +149,29 @@ impl FlowWriter {
         match &key.tuple {
             Tuple::V4(words) => self.v4.insert(&self.table.v4, words, key.hash, pin),
             Tuple::V6(words) => self.v6.insert(&self.table.v6, words, key.hash, pin),
+        }
+    }
+
+    /// Removes an entry to make room for a flow: among the entries that the flow's two buckets name,
+    /// the one that was silent for longest of those for which `may_go` holds; if no entry at all is
+    /// free, else the next such entry of a bounded number. Returns the removed entry.
+    ///
+    /// Cost: one look at up to 16 entries, and then at up to [`LOOKS`].
+    #[cold]
+    pub fn evict(
+        &mut self,
+        key: &HashedKey,
+        now: Ticks,
+        may_go: impl Fn(Protocol, &FlowState) -> bool,
+    ) -> Option<Pin> {
+        let secret = self.table.secret();
+        let find = Victim { hash: key.hash, now, may_go };
+        if key.tuple.is_v4() {
+            let number = self.v4.victim(&self.table.v4, &find)?;
+            self.v4.remove(&self.table.v4, number, secret)
+        } else {
+            let number = self.v6.victim(&self.table.v6, &find)?;
+            self.v6.remove(&self.table.v6, number, secret)
         }
     }
 
@@ -260,6 +314,33 @@ impl Free {
         bucket::set_slot(line, slot, tag, number);
         self.used += 1;
         Ok(Slot::new(F::FLAG, number))
+    }
+
+    /// Returns the entry that is removed for a flow ([`FlowWriter::evict`]).
+    fn victim<F: Family>(
+        &mut self,
+        table: &FamilyTable<F>,
+        find: &Victim<impl Fn(Protocol, &FlowState) -> bool>,
+    ) -> Option<u32> {
+        let (view, tag) = (table.view(), tag_of(find.hash));
+        let first = view.first_bucket(find.hash);
+        let buckets = [first, view.other_bucket(first, tag)];
+        let lines = buckets.into_iter().filter_map(|bucket| table.buckets.get(bucket));
+        let named = lines.flat_map(|line| (0..SLOTS).map(|slot| bucket::content(line, slot)));
+        let numbers = named.filter(|&(tag, _)| tag != 0).map(|(_, number)| number);
+        let silent = numbers.filter_map(|number| Some((find.silence(table, number)?, number)));
+        if let Some((_, number)) = silent.max() {
+            return Some(number);
+        }
+        if self.next(table).is_some() {
+            // The buckets are full, not the table.
+            return None;
+        }
+        (0..LOOKS).find_map(|_| {
+            let number = self.hand;
+            self.hand = if number + 1 >= self.unused { 0 } else { number + 1 };
+            find.silence(table, number).map(|_| number)
+        })
     }
 
     fn remove<F: Family>(
@@ -444,11 +525,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::entry::{ConntrackEntry, ReturnHop, State};
+    use super::super::header;
     use super::super::slot;
     use super::super::table::{Families, TableError};
     use super::*;
     use crate::net::{Address, BackendId, BackendIndex, FlowKey, NextHop, NicIndex, VipId};
-    use crate::units::Ticks;
+    use crate::xdp::memory::{Arena, Pages};
 
     /// Even numbers are IPv4 flows, odd ones IPv6.
     fn key(number: u32) -> FlowKey {
@@ -619,11 +701,44 @@ mod tests {
         assert_eq!((shown, removed.len(), writer.len()), (10, 10, 90), "removals are bounded");
     }
 
+    /// At a full table an entry that may go is found wherever it is, the longest silent one of the
+    /// flow's buckets first; without one nothing is removed.
+    #[test]
+    fn a_full_table_gives_up_an_entry_that_may_go() {
+        let mut writer = table(1000);
+        for number in 0..2000 {
+            writer.add(number, 1).unwrap();
+        }
+        let new = writer.hashed(2000);
+        assert_eq!(writer.evict(&new, Ticks(0), |_, _| false), None);
+        assert_eq!(writer.add(2000, 1), Err(Full));
+        // One of 1,000 may go: the search finds it after some flows.
+        let slot = writer.find(500).unwrap();
+        let pin = writer.table.read(slot).unwrap().pin;
+        let marked = Pin { flow_state: pin.flow_state.with_state(State::RST), ..pin };
+        writer.update(slot, &writer.hashed(500), &marked);
+        let may_go = |_: Protocol, flow_state: &FlowState| flow_state.state().has(State::RST);
+        let found = (0..1000 / LOOKS + 1).find_map(|_| writer.evict(&new, Ticks(0), may_go));
+        assert_eq!(found, Some(marked));
+        assert_eq!((writer.found(500), writer.len()), (None, 1999));
+        writer.add(2000, 2).unwrap();
+        // All may go: each new flow finds room at once.
+        for number in (2002..3000).step_by(2) {
+            let new = writer.hashed(number);
+            assert!(writer.evict(&new, Ticks(0), |_, _| true).is_some());
+            writer.add(number, 3).unwrap();
+        }
+        assert_eq!(writer.len(), 2000);
+    }
+
     /// A later process takes the table over from its file: every flow is there, except those that
     /// were half written when the earlier process died, and no slot is lost.
     #[test]
     fn a_table_is_taken_over_from_its_file() {
-        let mut writer = table(1000);
+        let arena = Arena::new(FlowTable::bytes(1000), Pages::Ordinary).unwrap();
+        let secret = TableSecret::new(7);
+        let left = FlowTable::create(Arc::clone(&arena), 1000, secret, Families::BOTH).unwrap();
+        let mut writer = FlowWriter::new(Arc::new(left)).unwrap();
         for number in 0..2000 {
             writer.add(number, 1).unwrap();
         }
@@ -655,9 +770,8 @@ mod tests {
         let twice = bucket::free_slot(line).unwrap();
         bucket::set_slot(line, twice, tag_of(hashed.hash), found.number);
 
-        let file = writer.table.file().try_clone_to_owned().unwrap();
         std::mem::forget(writer);
-        let table = Arc::new(FlowTable::attach(file).unwrap());
+        let table = Arc::new(FlowTable::attach(arena).unwrap());
         assert_eq!(table.capacity(), 1000);
         assert!(FlowWriter::new(Arc::clone(&table)).is_none(), "to map it is not to take it over");
         let mut writer = FlowWriter::take_over(Arc::clone(&table));
@@ -689,12 +803,16 @@ mod tests {
     #[test]
     fn other_files_are_refused_with_a_reason() {
         let change = |word: usize, value: u64| {
-            let writer = table(8);
-            let file = writer.table.file().try_clone_to_owned().unwrap();
-            let header = crate::xdp::memory::Arena::of_file(file).unwrap();
-            header.part::<Line>(0, 1).unwrap()[0].words[word].store(value, Ordering::Relaxed);
-            let file = writer.table.file().try_clone_to_owned().unwrap();
-            FlowTable::attach(file).map(|_| ()).unwrap_err()
+            let arena = Arena::new(FlowTable::bytes(8), Pages::Ordinary).unwrap();
+            let secret = TableSecret::new(7);
+            FlowTable::create(Arc::clone(&arena), 8, secret, Families::BOTH).unwrap();
+            let header = arena.part::<Line>(0, 2).unwrap();
+            header[0].words[word].store(value, Ordering::Relaxed);
+            // A checksum that fits, except for a damaged header.
+            if word != 4 {
+                header::seal(&arena);
+            }
+            FlowTable::attach(arena).map(|_| ()).unwrap_err()
         };
         assert!(matches!(change(0, 7), TableError::NotATable));
         assert!(matches!(change(1, 0), TableError::NotATable));
@@ -703,28 +821,31 @@ mod tests {
         for flows in [0, 7, 1_000_000, 1 << 31, u64::MAX] {
             assert!(matches!(change(3, flows), TableError::Size { .. }), "{flows}");
         }
+        assert!(matches!(change(4, 8), TableError::Damaged), "another seed");
         assert!(matches!(change(5, 1), TableError::OtherBoot));
-        let empty = std::fs::File::open("/dev/null").unwrap();
-        assert!(FlowTable::attach(empty.into()).is_err());
+        let empty = Arena::new(1, Pages::Ordinary).unwrap();
+        assert!(matches!(FlowTable::attach(empty), Err(TableError::NotATable)));
     }
 
     /// A family takes no memory before it is needed.
     #[test]
     fn memory_is_that_of_the_families_that_are_wanted() {
         let v4 = Families { v4: true, v6: false };
-        let resident = |table: &FlowTable| {
-            let file = std::fs::File::from(table.file().try_clone_to_owned().unwrap());
+        let arena = Arena::new(FlowTable::bytes(1_000_000), Pages::Ordinary).unwrap();
+        let resident = || {
+            let file = std::fs::File::from(arena.file().try_clone_to_owned().unwrap());
             std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) * 512
         };
-        let table = FlowTable::new(1_000_000, TableSecret::new(1), v4).unwrap();
+        let secret = TableSecret::new(1);
+        let table = FlowTable::create(Arc::clone(&arena), 1_000_000, secret, v4).unwrap();
         let writer = FlowWriter::new(Arc::new(table)).unwrap();
         let positions = 0..writer.table.positions();
         assert_eq!(positions.filter_map(|at| writer.table.pin_at(at)).count(), 0);
-        let (first, huge) = (resident(&writer.table), 4 * crate::xdp::memory::HUGE_PAGE as u64);
+        let (first, huge) = (resident(), 4 * crate::xdp::memory::HUGE_PAGE as u64);
         assert!(first >= writer.table.memory(v4) as u64);
         assert!(first <= writer.table.memory(v4) as u64 + huge, "{first}");
         writer.table.populate(Families::BOTH).unwrap();
-        assert!(resident(&writer.table) >= writer.table.memory(Families::BOTH) as u64);
+        assert!(resident() >= writer.table.memory(Families::BOTH) as u64);
     }
 
     #[test]

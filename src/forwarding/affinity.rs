@@ -15,6 +15,8 @@
 use siphasher::sip::SipHasher13;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::net::{Address, FlowKey};
 
 /// The key of every hash that chooses a backend: 16 bytes from the configuration.
@@ -28,7 +30,8 @@ pub const MAX_SPLIT: u8 = 10;
 const BLOCK: u16 = 1 << (16 - MAX_SPLIT as u16);
 
 /// Flow attributes that form the affinity key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Affinity {
     /// The five-tuple: every flow is on its own.
     Flow,

@@ -4,13 +4,16 @@
 //! A new option is a field here with its default. The configuration reads it, a reload reports its
 //! changes, and the data path reads it from [`Vip::policy`](super::table::Vip::policy).
 
+use serde::{Deserialize, Serialize};
+
 use super::service::FlowAction;
 use super::{Affinity, Remember, SchedulerKind, quic_lb};
 use crate::net::Protocol;
 use crate::units::Ticks;
 
 /// Options of a VIP for its packets and flows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct VipPolicy {
     /// Whether flows keep their backends. False (UDP only): each datagram is scheduled by itself.
     pub pin: bool,
@@ -62,7 +65,8 @@ impl Default for VipPolicy {
 }
 
 /// Idle time-outs of a VIP's flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Timeouts {
     /// TCP, after a SYN and before the client has answered the handshake.
     pub embryonic: Ticks,

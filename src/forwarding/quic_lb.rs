@@ -20,6 +20,8 @@ use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::net::BackendIndex;
 use crate::wire::quic::MAX_CONNECTION_ID;
 
@@ -38,7 +40,7 @@ const BLOCK: usize = 16;
 pub type ConnectionId = ArrayVec<u8, MAX_CONNECTION_ID>;
 
 /// Name of a backend in connection ids: 1 to 15 opaque bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServerId {
     /// The bytes in order, padded with zeros at the end.
     bytes: u128,
@@ -83,7 +85,7 @@ impl fmt::Debug for ServerId {
 }
 
 /// One QUIC-LB configuration: format of the connection ids of one rotation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// Config rotation, 0 to 6: the first three bits of an id.
     pub rotation: u8,

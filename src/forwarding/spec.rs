@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::affinity::Splits;
 use super::old_listeners::OldListen;
 use super::policy::VipPolicy;
@@ -14,7 +16,8 @@ use crate::net::{BackendId, Forward, Network, NextHop, PortRange, Protocol, VipI
 pub const FULL_SHARE: u16 = 1024;
 
 /// The ports of a VIP.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Ports {
     /// Every port.
     All,

@@ -7,7 +7,7 @@ use crate::net::BackendId;
 use crate::units::Ticks;
 
 /// Client-table settings of a VIP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remember {
     /// Idle time after which a client that sends again counts as returning.
     pub timeout: Ticks,
@@ -36,7 +36,7 @@ impl Remember {
 }
 
 /// Behaviour of a client when its backend takes no new flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sticky {
     /// While the backend drains, or has weight 0.
     pub on_drain: Hold,

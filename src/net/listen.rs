@@ -1,5 +1,7 @@
 //! Addresses and ports that a VIP listens on.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Address, Network, PortRange, Protocol};
 
 /// Address, port and protocol that a VIP listens on. Port 0 stands for every port.
@@ -15,7 +17,7 @@ pub struct ListenKey {
 
 /// A network, ports and a protocol to listen on: the general form of
 /// [`ListenKey`](super::ListenKey).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Listen {
     /// The addresses.
     pub network: Network,

@@ -171,8 +171,24 @@ impl Arena {
         Self::map(file, bytes)
     }
 
-    /// Maps a file from [`Arena::file`], of this or an earlier process. The file must not shrink
-    /// while it is mapped; our memfds are sealed against that.
+    /// Maps an empty file in memory (tmpfs or hugetlbfs), which gets a size of `bytes` zeros
+    /// (rounded up to whole huge pages), not yet backed by memory.
+    ///
+    /// # Errors
+    /// [`MappingError::TooLarge`], or [`MappingError::Refused`] with the kernel's reason.
+    pub fn in_file(file: OwnedFd, bytes: usize) -> Result<Arc<Self>, MappingError> {
+        let bytes = bytes
+            .checked_next_multiple_of(HUGE_PAGE)
+            .ok_or(MappingError::TooLarge { len: bytes, entry: 1 })?;
+        let refused =
+            |source: rustix::io::Errno| MappingError::Refused { bytes, source: source.into() };
+        ftruncate(&file, bytes as u64).map_err(refused)?;
+        Self::map(file, bytes)
+    }
+
+    /// Maps a file of an earlier process, or from [`Arena::file`]. The file must not shrink while
+    /// it is mapped: an access beyond its end kills the process. Memfds are sealed against that; a
+    /// file in a directory is protected by its owner and mode.
     ///
     /// # Errors
     /// [`MappingError::Refused`] with the kernel's reason, or [`MappingError::TooLarge`].

@@ -15,8 +15,21 @@ const ONE_WAY: [Forward; 3] = [Forward::Dsr, Forward::Ipip, Forward::Gue];
 const PINNED: std::ops::Range<u16> = 1000..1064;
 const LATER: std::ops::Range<u16> = 2000..2200;
 
-/// A worker with a table that is full of flows of the VIP.
+/// A worker with a table that is full of established flows of the VIP.
 fn full(vip: VipSpec) -> Rig {
+    let udp_vip = vip.protocol == Protocol::Udp;
+    let mut rig = full_of_first_packets(vip);
+    // More than a burst of first datagrams.
+    rig.advance(300);
+    for port in PINNED {
+        let packet = if udp_vip { udp(Family::V4, port, 80, true) } else { segment(port, "A") };
+        assert_eq!(rig.send(0, 0, &packet).len(), 1);
+    }
+    rig
+}
+
+/// A worker with a table that is full of flows of which the first packet was seen.
+fn full_of_first_packets(vip: VipSpec) -> Rig {
     let local = Local { mtus: vec![1500], tunnels: tunnels(), ..Local::default() };
     let udp_vip = vip.protocol == Protocol::Udp;
     let mut rig = Rig::in_box_with_flows(local, u32::from(PINNED.end - PINNED.start), vec![vip]);
@@ -90,6 +103,46 @@ fn datagrams_without_room_go_by_the_hash_too() {
         }
         assert_eq!(drops(&rig), 0);
         rig.assert_accounted();
+    }
+}
+
+/// A flood of first packets takes the place of its own flows: an honest client completes its
+/// handshake in between, and keeps its pin.
+#[test]
+fn first_packets_make_room_for_others_and_established_flows_stay() {
+    for forward in [Forward::Nat, Forward::FullNat, ONE_WAY[0], ONE_WAY[1], ONE_WAY[2]] {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let udp_vip = protocol == Protocol::Udp;
+            let name = format!("{forward:?} {protocol:?}");
+            let vip = VipSpec { protocol, ..spec(0, forward, Family::V4, 1, 5) };
+            let mut rig = full_of_first_packets(vip);
+            let packet = |port, flags: &str| match udp_vip {
+                true => udp(Family::V4, port, 80, true),
+                false => segment(port, flags),
+            };
+            let mut honest = Vec::new();
+            for port in LATER {
+                let first = rig.backend_of(&packet(port, "S"));
+                assert!(first.is_some(), "{name}: {port} found no room");
+                // Every tenth client comes back after its first packet, among those of the flood.
+                if port % 10 == 0 && honest.len() < 15 {
+                    rig.advance(300);
+                    assert_eq!(rig.backend_of(&packet(port, "A")), first, "{name}");
+                    honest.push((port, first));
+                }
+            }
+            let stats = rig.stats(0);
+            assert_eq!(stats.flows_active.get(), 64, "{name}");
+            assert!(stats.flows_evicted.get() >= 200, "{name}: {}", stats.flows_evicted.get());
+            assert_eq!((drops(&rig), stats.table_full_unpinned.get()), (0, 0), "{name}");
+            let pinned = |rig: &Rig| rig.stats(0).flows_by_hash.get();
+            let before = pinned(&rig);
+            for (port, backend) in honest {
+                assert_eq!(rig.backend_of(&packet(port, "A")), backend, "{name}: {port}");
+            }
+            assert_eq!(pinned(&rig), before, "{name}: an established flow had lost its pin");
+            rig.assert_accounted();
+        }
     }
 }
 

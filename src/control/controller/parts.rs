@@ -84,6 +84,7 @@ impl Parts {
         let Self { world, steering, .. } = self;
         self.removing.recount(world, steering);
         world.publisher.reap();
+        world.saving.save(&world.registry);
         self.ageing.advance();
         self.flow_rates.advance(&world.registry, &world.workers, Instant::now());
         compare_answers(world);

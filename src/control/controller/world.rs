@@ -7,6 +7,7 @@ use hashbrown::HashSet;
 use tokio::sync::watch;
 use tracing::debug;
 
+use super::saving::Saving;
 use crate::config::Config;
 use crate::control::counters;
 use crate::control::events::Journal;
@@ -40,11 +41,15 @@ pub(super) struct World {
     pub(super) readdress: bool,
     /// Events for operators.
     pub(super) journal: Journal,
+    /// Saver of the registry for a later process.
+    pub(super) saving: Saving,
 }
 
 impl World {
-    /// Builds a table from the current state, and publishes it.
+    /// Builds a table from the current state, and publishes it. The registry is saved before: no
+    /// pin refers to an index that a later process does not know.
     pub(super) fn publish(&mut self) {
+        self.saving.save(&self.registry);
         let current = self.publisher.current();
         let specs = self.registry.patient_specs();
         let generation = current.generation() + 1;
@@ -115,6 +120,7 @@ pub(super) mod tests {
             dirty: true,
             readdress: false,
             journal: Journal::default(),
+            saving: Saving::off(),
         };
         world.publish();
         world

@@ -207,15 +207,29 @@ impl Tables {
         pin: &Pin,
         context: &Context<'_>,
     ) -> Result<(), Full> {
-        if let Err(full) = self.writer.insert(flow, pin) {
-            snat::release(&mut self.snat_allocator, pin, context);
-            return Err(full);
+        if self.writer.insert(flow, pin).is_err() {
+            self.make_room(flow, context);
+            if let Err(full) = self.writer.insert(flow, pin) {
+                snat::release(&mut self.snat_allocator, pin, context);
+                return Err(full);
+            }
         }
-        context.stats.flows_active.add(1);
-        for counters in flow_stats(pin, context.stats) {
-            counters.flows_active.add(1);
-        }
+        count_pinned(pin, context.stats);
         Ok(())
+    }
+
+    /// Removes the pin of an unproven flow, so that a flood of first packets takes the place of its
+    /// own flows, and of no established one.
+    #[cold]
+    fn make_room(&mut self, flow: &HashedKey, context: &Context<'_>) {
+        let Some(pin) = self.writer.evict(flow, context.now, is_unproven) else { return };
+        if pin.flow_state.state().has(State::REMOTE) {
+            context.stats.flow_aliases.sub(1);
+            return;
+        }
+        context.stats.flows_evicted.add(1);
+        snat::release(&mut self.snat_allocator, &pin, context);
+        count_gone(&pin, context.stats);
     }
 
     /// Removes an entry.
@@ -287,12 +301,32 @@ pub(super) fn count_removal(pin: &Pin, context: &Context<'_>) {
     }
 }
 
+/// Whether the client of a flow has not shown yet that it receives packets: TCP before the end of
+/// the handshake, other protocols after the first packets. A terminated flow keeps its pin, by which
+/// its ends are notified.
+fn is_unproven(protocol: Protocol, flow_state: &FlowState) -> bool {
+    let state = flow_state.state();
+    let unproven = match protocol {
+        Protocol::Tcp => !state.has(State::ESTABLISHED),
+        Protocol::Udp | Protocol::Any => state.has(State::FIRST),
+    };
+    unproven && !state.has(State::TERMINATED)
+}
+
 /// Whether this is the pin of a SYN without a reply: no packet of its backend was seen, nor another
 /// one of its client.
 #[cold]
 fn is_unanswered(pin: &Pin, context: &Context<'_>) -> bool {
     let tcp = context.table.vip(pin.vip).is_some_and(|vip| vip.protocol == Protocol::Tcp);
     tcp && pin.flow_state.state() == State::default()
+}
+
+/// Updates the gauges for a new pin.
+pub(super) fn count_pinned(pin: &Pin, stats: &WorkerStats) {
+    stats.flows_active.add(1);
+    for counters in flow_stats(pin, stats) {
+        counters.flows_active.add(1);
+    }
 }
 
 /// Updates the gauges after the removal of a pin.

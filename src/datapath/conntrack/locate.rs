@@ -61,12 +61,6 @@ impl Located<'_> {
 }
 
 impl Tables {
-    /// Creates the tables of worker `me`; `None` if it has none, or another worker writes it.
-    pub fn new(all: Arc<[Arc<FlowTable>]>, snat_allocator: SnatAllocator, me: u8) -> Option<Self> {
-        let writer = FlowWriter::new(Arc::clone(all.get(usize::from(me))?))?;
-        Some(Self { writer, all, snat_allocator, me })
-    }
-
     /// The secret of the flow hashes.
     pub fn secret(&self) -> &TableSecret {
         self.writer.table().secret()

@@ -35,6 +35,7 @@ pub(super) use event::is_expired;
 
 pub use untracked::Untracked;
 
+use self::commit::count_pinned;
 use self::event::{FlowUpdate, alive, steady};
 use self::locate::{Remote, Tables};
 use self::state::Verdict;
@@ -47,12 +48,15 @@ use super::reset::TxBacklog;
 use super::snat;
 use super::target::{Target, Terminated};
 use crate::flow::entry::{FlowState, Pin, Rule, State};
+use crate::flow::shared::SharedTables;
 use crate::flow::snat::{SnatAllocator, SnatPort};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
+use crate::flow::takeover::reconcile;
+use crate::flow::writer::FlowWriter;
 use crate::forwarding::table::Backend;
 use crate::forwarding::{FlowAction, Miss};
 use crate::net::{BackendIndex, Forward, HashedKey, ListenKey, NextHop, Protocol, TableSecret};
-use crate::stats::Drop;
+use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
 
 /// A worker's connection tracking.
@@ -63,28 +67,36 @@ pub struct Conntrack {
 }
 
 impl Conntrack {
-    /// Creates the connection tracking of worker `me`, with the table `tables[me]`. `None` if there
-    /// is no such table, another worker writes it, or it already has flows: they would belong to
-    /// another process's backends.
-    pub fn new(
-        tables: Arc<[Arc<FlowTable>]>,
-        snat_allocator: SnatAllocator,
-        me: u8,
-        now: Ticks,
-    ) -> Option<Self> {
-        Self::adopt(tables, snat_allocator, me, now)
-            .filter(|conntrack| conntrack.tables.writer.is_empty())
+    /// Creates the connection tracking of worker `me`, with its flow table and the pins in it, which
+    /// are those of an earlier process: the gauges of `stats` count them. `None` if there is no such
+    /// table, or another worker writes it.
+    ///
+    /// Cost: that of [`reconcile`].
+    pub fn new(shared: &SharedTables, me: u8, stats: &WorkerStats, now: Ticks) -> Option<Self> {
+        let mut writer = FlowWriter::new(Arc::clone(shared.flows.get(usize::from(me))?))?;
+        let snat_table = &shared.snat_table;
+        let removed = reconcile(&mut writer, snat_table, me, |pin| {
+            count_pinned(pin, stats);
+            if let Some(id) = pin.flow_state.snat_port() {
+                snat::count_bound(id, snat_table, stats);
+            }
+        });
+        stats.flows_stale.add(removed);
+        let snat_allocator = SnatAllocator::new(snat_table, me, writer.table().secret());
+        let tables = Tables { writer, all: Arc::clone(&shared.flows), snat_allocator, me };
+        Some(Self { tables, sweep: Sweep::new(now) })
     }
 
-    /// Creates the connection tracking with the flows that the table has, which must belong to this
-    /// process's backends.
-    pub(super) fn adopt(
+    /// Creates the connection tracking of worker `me` in tables that were made for an explanation.
+    pub(super) fn of_scratch(
         tables: Arc<[Arc<FlowTable>]>,
         snat_allocator: SnatAllocator,
         me: u8,
         now: Ticks,
     ) -> Option<Self> {
-        Some(Self { tables: Tables::new(tables, snat_allocator, me)?, sweep: Sweep::new(now) })
+        let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
+        let tables = Tables { writer, all: tables, snat_allocator, me };
+        Some(Self { tables, sweep: Sweep::new(now) })
     }
 
     /// Index of this worker.

@@ -1,5 +1,7 @@
 //! Kinds of schedulers, with their settings.
 
+use serde::{Deserialize, Serialize};
+
 use std::fmt;
 
 /// Default number of slots of a table: the prime of the Maglev paper (NSDI 2016, section 3.4), for
@@ -7,7 +9,8 @@ use std::fmt;
 pub const TABLE_SIZE: u32 = 65_537;
 
 /// A scheduler with its settings, as configured for a VIP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SchedulerKind {
     /// Consistent hashing with an evenly filled table ([`maglev`](super::maglev)).
     Maglev {

@@ -1,0 +1,66 @@
+//! Saving of the registry, so that a later process finds the VIPs and backends of every pin.
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::control::inputs::Save;
+use crate::control::saved::{Moment, SavedRegistry};
+use crate::control::state::Registry;
+use crate::control::view::Clock;
+
+/// Saver of the registry.
+pub(super) struct Saving {
+    /// `None`: nothing outlives the process.
+    save: Option<Save>,
+    /// The start: points in time are translated in one way only, so that a registry without a
+    /// change is saved once.
+    moment: Moment,
+    saved: Option<SavedRegistry>,
+    failed: bool,
+}
+
+impl Saving {
+    pub(super) fn new(save: Option<Save>, clock: &Clock) -> Self {
+        let moment = Moment { instant: Instant::now(), ticks: clock() };
+        Self { save, moment, saved: None, failed: false }
+    }
+
+    /// Saves nothing.
+    #[cfg(test)]
+    pub(super) fn off() -> Self {
+        let clock: Clock = std::sync::Arc::new(|| crate::units::Ticks(0));
+        Self::new(None, &clock)
+    }
+
+    /// Whether a later process finds the pins.
+    pub(super) const fn is_saved(&self) -> bool {
+        self.saved.is_some()
+    }
+
+    /// Saves the registry if it has changed, or was not saved last time. A failure is logged once,
+    /// and tried again by the next call.
+    pub(super) fn save(&mut self, registry: &Registry) {
+        let Some(save) = &mut self.save else { return };
+        let new = registry.save(&self.moment);
+        if self.saved.as_ref() == Some(&new) {
+            return;
+        }
+        match save(&new) {
+            Ok(()) => {
+                if std::mem::take(&mut self.failed) {
+                    info!("state: saved again");
+                }
+                self.saved = Some(new);
+            }
+            Err(reason) => {
+                self.saved = None;
+                if !std::mem::replace(&mut self.failed, true) {
+                    warn!(
+                        "state: not saved: {reason}; until it is, a restart finds no pins; tried \
+                         again every second"
+                    );
+                }
+            }
+        }
+    }
+}

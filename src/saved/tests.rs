@@ -1,0 +1,278 @@
+use std::path::{Path, PathBuf};
+
+use tokio::time::Instant;
+
+use super::*;
+use crate::config::{Config, FullNat, State};
+use crate::control::reload::tests::config as of_vips;
+use crate::control::saved::{Moment, SavedRegistry};
+use crate::control::state::tests::{backend, vip};
+use crate::flow::clients;
+use crate::flow::entry::{Pin, State as FlowState};
+use crate::flow::snat::SnatFlow;
+use crate::flow::writer::FlowWriter;
+use crate::net::{Address, BackendId, BackendIndex, FlowKey, NextHop, NicIndex, Protocol, VipId};
+use crate::units::Ticks;
+
+/// A directory in memory that is removed when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = format!("/dev/shm/holdfast-unit-{}-{name}", std::process::id());
+        Self(PathBuf::from(path))
+    }
+
+    fn directory(&self) -> Directory {
+        Directory::open(&self.0, Path::new("/run/holdfast/control.sock")).unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn config(workers: usize, sources: &[&str]) -> Config {
+    let mut config = of_vips(vec![vip("web", &[backend("a", 1), backend("b", 2)])]);
+    config.workers.cores = (0..workers).collect();
+    config.workers.flows = 1024;
+    config.state = State { directory: None };
+    let sources = sources.iter().map(|text| text.parse().unwrap()).collect();
+    config.full_nat = FullNat { sources, ports: 1024..=1123, ..FullNat::default() };
+    config
+}
+
+fn opened(directory: &Directory, config: &Config) -> Tables {
+    let moment = Moment { instant: Instant::now(), ticks: Ticks(1000) };
+    open(Some(directory), config, 7, &moment, &|_, make| make()).unwrap()
+}
+
+/// Saves the registry with the configuration's VIPs in it, as a process does.
+fn save(directory: &Directory, config: &Config, tables: Tables) -> SavedRegistry {
+    let moment = Moment { instant: Instant::now(), ticks: Ticks(1000) };
+    let Tables { mut registry, shared, set, .. } = tables;
+    registry.apply(&config.vips, &[], moment.instant).unwrap();
+    let saved = registry.save(&moment);
+    let seed = shared.flows[0].secret().seed();
+    let document = Document::new(set, seed, Facts::of(config), saved.clone());
+    directory.write(&document.to_bytes().unwrap()).unwrap();
+    directory.keep_only(set);
+    saved
+}
+
+fn key(port: u16) -> FlowKey {
+    let [client, vip] = [[198, 18, 1, 1], [192, 0, 2, 1]].map(Address::from_v4);
+    FlowKey { client, vip, client_port: port, vip_port: 80, protocol: Protocol::Tcp }
+}
+
+const BACKEND: BackendId = BackendId { index: BackendIndex(1), generation: 0 };
+
+fn hop(nic: u8) -> NextHop {
+    NextHop { nic: NicIndex(nic), mac: [2, 0, 0, 0, 0, 9], vlan: Some(7.into()) }
+}
+
+/// Pins flows in the tables of all workers, each second one with a SNAT port if there are any.
+fn pin_flows(tables: &Tables, flows: u16) {
+    let shared = &tables.shared;
+    for (worker, table) in (0_u8..).zip(shared.flows.iter()) {
+        let mut writer = FlowWriter::new(std::sync::Arc::clone(table)).unwrap();
+        let secret = table.secret().clone();
+        let mut snat = crate::flow::snat::SnatAllocator::new(&shared.snat_table, worker, &secret);
+        for port in (0..flows).filter(|port| port % 2 == u16::from(worker) % 2) {
+            let mut pin =
+                Pin::new(VipId(0), BACKEND, FlowState::ESTABLISHED, worker, &hop(0), Ticks(900));
+            if port % 4 < 2 {
+                let return_hop = crate::flow::entry::ReturnHop::of(&hop(0));
+                let (flow, backend) = (key(port), BACKEND);
+                let snat_flow = SnatFlow {
+                    flow,
+                    backend,
+                    return_hop,
+                    isn: Some(port.into()),
+                    answered: true,
+                    acknowledged: false,
+                };
+                let family = crate::net::Family::V4;
+                if let Some(id) = snat.bind(&shared.snat_table, family, &snat_flow) {
+                    pin = pin.with_snat_port(id);
+                }
+            }
+            writer.insert(&secret.hash(key(port).into()), &pin).unwrap();
+        }
+    }
+    let client = clients::Key { vip: VipId(0), client: key(0).client, part: 1 };
+    shared.clients.assign(&client, BACKEND, Ticks(900), |_, _| true).unwrap();
+}
+
+/// A pin as a later process sees it: its port, worker, SNAT address and port, and return hop.
+type Seen = (u16, usize, Option<(Address, u16)>, NextHop);
+
+fn pins(tables: &Tables) -> Vec<Seen> {
+    let shared = &tables.shared;
+    let mut found = Vec::new();
+    for (worker, table) in shared.flows.iter().enumerate() {
+        for entry in (0..table.positions()).filter_map(|at| table.pin_at(at)) {
+            let flow_state = entry.pin.flow_state;
+            assert_eq!((flow_state.backend(), usize::from(flow_state.owner())), (BACKEND, worker));
+            let looked_up = table.lookup(&table.secret().hash(entry.key.into()));
+            assert_eq!(looked_up.map(|(_, pin)| pin), Some(entry.pin), "found by its hash");
+            let source = flow_state.snat_port().map(|id| {
+                assert_eq!(usize::from(shared.snat_table.owner(id)), worker);
+                assert_eq!(shared.snat_table.read(id).unwrap().snat_flow.flow, entry.key);
+                shared.snat_table.sources().source(id).unwrap()
+            });
+            let hop = shared.snat_table.return_hop(&flow_state);
+            found.push((entry.key.client_port, worker, source, hop));
+        }
+    }
+    found.sort_by_key(|(port, ..)| *port);
+    found
+}
+
+#[test]
+fn the_next_process_continues_in_place() {
+    let scratch = Scratch::new("place");
+    let config = config(2, &["198.18.9.1"]);
+    let directory = scratch.directory();
+    let tables = opened(&directory, &config);
+    assert!(!tables.continues && tables.losses.is_empty());
+    pin_flows(&tables, 100);
+    let before = pins(&tables);
+    assert_eq!(before.len(), 100);
+    assert_eq!(before.iter().filter(|(.., source, _)| source.is_some()).count(), 50);
+    let saved = save(&directory, &config, tables);
+    assert!(
+        matches!(
+            Directory::open(&scratch.0, Path::new("/run/holdfast/control.sock")),
+            Err(StateError::InUse(_))
+        ),
+        "one process at a time"
+    );
+    drop(directory);
+
+    let directory = scratch.directory();
+    let tables = opened(&directory, &config);
+    assert!(tables.continues && tables.losses.is_empty(), "{:?}", tables.losses);
+    assert_eq!((tables.set, pins(&tables)), (1, before));
+    let moment = Moment { instant: Instant::now(), ticks: Ticks(1000) };
+    assert_eq!(tables.registry.save(&moment), saved);
+    let client = clients::Key { vip: VipId(0), client: key(0).client, part: 1 };
+    assert_eq!(tables.shared.clients.find(&client).map(|it| it.backend), Some(BACKEND));
+}
+
+#[test]
+fn pins_are_imported_into_tables_of_another_shape() {
+    for (name, change) in [
+        ("one worker", (|c| c.workers.cores = vec![0]) as fn(&mut Config)),
+        ("three workers", |c| c.workers.cores = vec![0, 1, 2]),
+        ("more flows", |c| c.workers.flows = 4096),
+        ("more clients", |c| c.workers.clients *= 2),
+        ("an address before the others", |c| {
+            c.full_nat.sources.insert(0, "198.18.8.8".parse().unwrap());
+        }),
+        ("other ports", |c| c.full_nat.ports = 1000..=1200),
+        ("another NIC first", |c| {
+            let first = crate::config::Nic { interface: "eth0".to_owned(), ..c.nics[0].clone() };
+            c.nics.insert(0, first);
+        }),
+    ] {
+        let scratch = Scratch::new(&name.replace(' ', "-"));
+        let before = config(2, &["198.18.9.1"]);
+        let directory = scratch.directory();
+        let tables = opened(&directory, &before);
+        pin_flows(&tables, 100);
+        let expected = pins(&tables);
+        save(&directory, &before, tables);
+        drop(directory);
+
+        let mut after = before.clone();
+        change(&mut after);
+        let directory = scratch.directory();
+        let tables = opened(&directory, &after);
+        assert!(tables.continues && tables.losses.is_empty(), "{name}: {:?}", tables.losses);
+        let nic = NicIndex(u8::try_from(after.nics.len() - 1).unwrap());
+        let found = pins(&tables);
+        assert_eq!(found.len(), 100, "{name}");
+        for ((port, _, source, hop), (now_port, _, now_source, now_hop)) in
+            expected.iter().zip(&found)
+        {
+            assert_eq!((port, source), (now_port, now_source), "{name}");
+            assert_eq!(NextHop { nic, ..*hop }, *now_hop, "{name}");
+        }
+        let client = clients::Key { vip: VipId(0), client: key(0).client, part: 1 };
+        assert!(tables.shared.clients.find(&client).is_some(), "{name}");
+        save(&directory, &after, tables);
+        assert!(!scratch.0.join("run-holdfast-control.sock/tables.1").exists(), "{name}");
+    }
+}
+
+#[test]
+fn losses_of_an_import_are_counted() {
+    let scratch = Scratch::new("losses");
+    let before = config(2, &["198.18.9.1", "198.18.9.2"]);
+    let directory = scratch.directory();
+    let tables = opened(&directory, &before);
+    pin_flows(&tables, 100);
+    let on_first = pins(&tables)
+        .iter()
+        .filter(|(.., source, _)| {
+            source.is_some_and(|(it, _)| it == Address::from_v4([198, 18, 9, 1]))
+        })
+        .count();
+    save(&directory, &before, tables);
+    drop(directory);
+    let tables = opened(&scratch.directory(), &config(2, &["198.18.9.2"]));
+    let expected = format!("{on_first} pins on SNAT ports that [full_nat] no longer has");
+    assert_eq!(tables.losses, [expected]);
+    assert_eq!(pins(&tables).len(), 100 - on_first);
+}
+
+#[test]
+fn no_damaged_document_is_read() {
+    let scratch = Scratch::new("document");
+    let config = config(1, &[]);
+    let directory = scratch.directory();
+    let tables = opened(&directory, &config);
+    save(&directory, &config, tables);
+    let bytes = directory.read().unwrap().unwrap();
+    assert!(Document::of_bytes(&bytes).is_ok());
+    for length in 0..bytes.len() {
+        assert!(Document::of_bytes(&bytes[..length]).is_err(), "cut to {length}");
+    }
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x20;
+        assert!(Document::of_bytes(&damaged).is_err(), "byte {at}");
+    }
+}
+
+/// A registry that contradicts itself, though its checksum is right, is not used.
+#[test]
+fn no_contradictory_registry_is_restored() {
+    let scratch = Scratch::new("contradiction");
+    let config = config(1, &[]);
+    let directory = scratch.directory();
+    let tables = opened(&directory, &config);
+    let saved = save(&directory, &config, tables);
+    let moment = Moment { instant: Instant::now(), ticks: Ticks(0) };
+    let restored = |change: &dyn Fn(&mut SavedRegistry)| {
+        let mut saved = saved.clone();
+        change(&mut saved);
+        crate::control::state::Registry::restore(saved, Default::default(), &moment).is_some()
+    };
+    assert!(restored(&|_| {}));
+    type Change<'c> = &'c dyn Fn(&mut SavedRegistry);
+    let cases: [(&str, Change<'_>); 6] = [
+        ("an index twice", &|r| r.vips[0].backends[0].index = 1),
+        ("an index out of range", &|r| r.vips[0].backends[0].index = 9),
+        ("another generation", &|r| r.vips[0].backends[0].generation = 3),
+        ("an index that is free, too", &|r| r.backend_indices.free.push(0)),
+        ("an index of nothing", &|r| r.backend_indices.generations.push(0)),
+        ("too many indices", &|r| r.vip_indices.generations = vec![0; 5000]),
+    ];
+    for (name, change) in cases {
+        assert!(!restored(change), "{name}");
+    }
+}

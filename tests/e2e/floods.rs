@@ -1,0 +1,84 @@
+//! Floods of first packets from forged sources, at a small flow table: established flows lose
+//! nothing, and honest clients connect.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use crate::lab::{
+    BALANCER_MACS, Config, Family, Holdfast, Lab, Running, Topology, Vip, conversation, download,
+    requests, udp_requests, vip,
+};
+
+const RATE: &str = "2000";
+/// Longer than the honest requests take.
+const SECONDS: &str = "12";
+/// Honest connections during a flood.
+const HONEST: usize = 100;
+
+struct Flood(Running);
+
+impl Flood {
+    fn start(lab: &Lab, kind: &str, vip: &Vip) -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/flood.py");
+        let port = if vip.udp { "7" } else { "80" };
+        let mut command = lab.command("client", "/usr/bin/python3");
+        let target = [script, kind, "eth0", BALANCER_MACS[0], &vip.address(), port];
+        command.args(target).args([RATE, SECONDS]).stdout(Stdio::piped());
+        let mut running = Running::start(&mut command);
+        let mut line = String::new();
+        BufReader::new(running.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), "begins", "{kind}");
+        Self(running)
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.0.0.try_wait().unwrap().is_none()
+    }
+}
+
+/// Share of honest connections that must succeed, in per cent.
+fn bound(vip: &Vip) -> usize {
+    if vip.forward == "nat" { 80 } else { 95 }
+}
+
+#[test]
+fn a_flood_of_first_packets_harms_no_established_and_no_honest_client() {
+    let lab = Lab::up(Topology::Stick);
+    let attacked = [
+        ("syn", vip("dsr", Family::V4, false)),
+        ("ack", vip("dsr", Family::V4, false)),
+        ("syn", vip("nat", Family::V4, false)),
+        ("ack", vip("nat", Family::V4, false)),
+        ("udp", vip("nat", Family::V4, true)),
+    ];
+    let other = vip("full_nat", Family::V4, false);
+    for (kind, attacked) in attacked {
+        let name = format!("{kind} {}", attacked.name);
+        let vips = vec![attacked.clone(), other.clone()];
+        let config = Config { flows: 1024, ..Config::new(&lab, 1, vips) };
+        let holdfast = Holdfast::start(&lab, &config);
+        let tcp = if attacked.udp { &other } else { &attacked };
+        let mut talks = [conversation(&lab, tcp), conversation(&lab, &other)];
+        let backends = talks.each_mut().map(|talk| talk.ask());
+        let mut transfer = download(&lab, tcp, Some("2m"));
+        transfer.backend();
+
+        let mut flood = Flood::start(&lab, kind, &attacked);
+        // The table is full before the honest clients come.
+        holdfast.wait_until("flows are evicted", |status| status.totals.flows_evicted > 0);
+        let honest = match attacked.udp {
+            true => udp_requests(&lab, &attacked, HONEST),
+            false => requests(&lab, &attacked, 1, HONEST),
+        };
+        let others = requests(&lab, &other, 2, HONEST);
+        assert!(flood.is_running(), "{name}: the flood ended before the requests did");
+        assert!(honest.failed * 100 <= HONEST * (100 - bound(&attacked)), "{name}: {honest:?}");
+        assert!(others.failed <= 1, "{name}, the other VIP: {others:?}");
+        for (talk, backend) in talks.iter_mut().zip(&backends) {
+            assert_eq!(talk.ask(), *backend, "{name}: an established connection");
+        }
+        assert!(transfer.goes_on(), "{name}: the transfer ended before the flood");
+        assert!(transfer.ends_well(), "{name}: an established transfer");
+        holdfast.stop();
+    }
+}
