@@ -152,7 +152,7 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
         let pins: u64 = views.iter().map(|worker| worker.stats.flows_active.get()).sum();
         info!("state: {} of an earlier process go on", counted(pins, "flow"));
     }
-    let explain = explainer(&nics, &shared, &views)?;
+    let explain = explainer(&shared, &views)?;
     // It would keep the first table alive.
     drop(tables);
     let nic_views = nics.iter().map(nic_view).collect();
@@ -356,7 +356,6 @@ fn make_worker(
     (shared, tables): (&Arc<SharedTables>, &Subscription),
 ) -> Result<(Worker, Arc<WorkerStats>), DaemonError> {
     let workers = config.workers.cores.len();
-    let macs = nics.iter().map(|served| served.nic.mac()).collect();
     let sockets: Vec<(NicIndex, u32)> = (0..)
         .zip(nics.iter())
         .flat_map(|(nic, served)| {
@@ -385,7 +384,6 @@ fn make_worker(
     let parts = Parts {
         queues,
         pool,
-        macs,
         shared: Arc::clone(shared),
         parked,
         index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,
@@ -457,13 +455,11 @@ fn nic_view(served: &ServedNic) -> NicView {
 
 /// Creates the function behind `explain`, which answers one question at a time.
 fn explainer(
-    nics: &[ServedNic],
     shared: &Arc<SharedTables>,
     workers: &[WorkerView],
 ) -> Result<control::explain::Explain, DaemonError> {
-    let macs = nics.iter().map(|served| served.nic.mac()).collect();
     let stats = workers.iter().map(|worker| Arc::clone(&worker.stats)).collect();
-    let explainer = Explainer::new(macs, Arc::clone(shared), stats)?;
+    let explainer = Explainer::new(Arc::clone(shared), stats)?;
     let explainer = Mutex::new(explainer);
     Ok(Arc::new(move |question, table| {
         let mut explainer =

@@ -6,8 +6,11 @@ use crate::control::{
 };
 use crate::net::{NicIndex, SteerRules};
 use crate::xdp::nic::{self, LinkNow, Nic};
-use crate::xdp::program::Steering;
+use crate::xdp::program::{ProgramError, Steering};
 use crate::xdp::socket::Monitor;
+
+/// Error of a request for a NIC that is not configured.
+const NO_NIC: &str = "there is no such NIC";
 
 /// A NIC with its XDP program and views of its sockets.
 pub struct Steered {
@@ -31,6 +34,16 @@ impl Steerings {
     fn get(&self, nic: NicIndex) -> Option<&Steered> {
         self.0.get(usize::from(nic.0))
     }
+
+    /// Changes the program of a NIC.
+    fn change(
+        &mut self,
+        nic: NicIndex,
+        change: impl FnOnce(&mut Steering) -> Result<(), ProgramError>,
+    ) -> Result<(), String> {
+        let steered = self.0.get_mut(usize::from(nic.0)).ok_or(NO_NIC)?;
+        change(&mut steered.steering).map_err(|error| error.to_string())
+    }
 }
 
 impl SteeringProgram for Steerings {
@@ -45,8 +58,10 @@ impl SteeringProgram for Steerings {
             .iter_mut()
             .map(|Steered { steering, .. }| {
                 let mode = steering.attach().map_err(|error| error.to_string())?;
+                let unguarded = steering.guard().err().map(|error| error.to_string());
                 let fallback = steering.fallback_reason().map(str::to_owned);
-                Ok(AttachedView { xdp: mode.as_str().to_owned(), fallback })
+                let fallbacks = fallback.into_iter().chain(unguarded).collect();
+                Ok(AttachedView { xdp: mode.as_str().to_owned(), fallbacks })
             })
             .collect()
     }
@@ -57,6 +72,7 @@ impl SteeringProgram for Steerings {
             steered: counters.steered + counters.returned,
             passed: counters.passed,
             no_socket: counters.no_socket,
+            guarded: counters.guarded,
         })
     }
 
@@ -74,7 +90,7 @@ impl SteeringProgram for Steerings {
     }
 
     fn nic_now(&mut self, nic: NicIndex) -> Result<NicNow, String> {
-        let steered = self.get(nic).ok_or("there is no such NIC")?;
+        let steered = self.get(nic).ok_or(NO_NIC)?;
         let now = steered.nic.now().map_err(|error| error.to_string())?;
         let nic::NicNow::There(LinkNow { index, mac, up, carrier, rx_queues, program }) = now
         else {
@@ -85,6 +101,19 @@ impl SteeringProgram for Steerings {
             Some(id) if id == steered.steering.id() => ProgramNow::Ours,
             Some(id) => ProgramNow::Other(id),
         };
-        Ok(NicNow::There { ifindex: index, mac, up, carrier, rx_queues, program })
+        let guarded = steered.steering.is_guarded().map_err(|error| error.to_string())?;
+        Ok(NicNow::There { ifindex: index, mac, up, carrier, rx_queues, program, guarded })
+    }
+
+    fn attach_again(&mut self, nic: NicIndex) -> Result<(), String> {
+        self.change(nic, Steering::attach_again)
+    }
+
+    fn guard_again(&mut self, nic: NicIndex, ifindex: u32) -> Result<(), String> {
+        self.change(nic, |steering| steering.guard_interface(ifindex))
+    }
+
+    fn set_mac(&mut self, nic: NicIndex, mac: [u8; 6]) -> Result<(), String> {
+        self.change(nic, |steering| steering.set_mac(mac))
     }
 }

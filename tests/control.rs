@@ -231,7 +231,7 @@ impl SteeringProgram for NoProgram {
     }
 
     fn attach(&mut self) -> Result<Vec<AttachedView>, String> {
-        Ok(vec![AttachedView { xdp: "native".to_owned(), fallback: None }])
+        Ok(vec![AttachedView { xdp: "native".to_owned(), fallbacks: Vec::new() }])
     }
 
     fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
@@ -244,6 +244,18 @@ impl SteeringProgram for NoProgram {
 
     fn nic_now(&mut self, _nic: NicIndex) -> Result<NicNow, String> {
         Err("not looked at here".to_owned())
+    }
+
+    fn attach_again(&mut self, _nic: NicIndex) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn guard_again(&mut self, _nic: NicIndex, _ifindex: u32) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn set_mac(&mut self, _nic: NicIndex, _mac: [u8; 6]) -> Result<(), String> {
+        Ok(())
     }
 }
 

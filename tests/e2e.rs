@@ -21,6 +21,7 @@ mod e2e {
     mod forwarding;
     mod fragments;
     mod full_nat;
+    pub mod guard;
     mod half_closed;
     mod health;
     mod icmp;

@@ -81,6 +81,18 @@ impl SteeringProgram for NoSteering {
     fn nic_now(&mut self, _nic: NicIndex) -> Result<NicNow, String> {
         Err("not looked at here".to_owned())
     }
+
+    fn attach_again(&mut self, _nic: NicIndex) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn guard_again(&mut self, _nic: NicIndex, _ifindex: u32) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn set_mac(&mut self, _nic: NicIndex, _mac: [u8; 6]) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// One VIP, with other backends in every round, none of which existed before.

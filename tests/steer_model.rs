@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::process::Command;
+use std::time::Duration;
 
 use holdfast::net::{Address, Listen, ListenKey, Network, PortRange, Protocol, SteerRules};
 use holdfast::xdp::nic::Nic;
@@ -245,6 +246,70 @@ fn decision(program: &mut Steering, packet: &[u8]) -> Steered {
     let decided: Vec<_> = moved.iter().filter(|(count, _)| *count == 1).collect();
     assert_eq!(decided.len(), 1, "one decision: {moved:?}");
     decided.first().unwrap().1
+}
+
+/// The guard runs on the loopback, the MAC of which is all zeros.
+fn to_loopback(mut packet: Vec<u8>) -> Vec<u8> {
+    let (destination, _) = packet.split_first_chunk_mut::<6>().unwrap();
+    if *destination == MAC {
+        *destination = [0; 6];
+    }
+    packet
+}
+
+/// Whether a packet has an ICMP message, which the guard leaves to the kernel.
+fn is_icmp(packet: &[u8]) -> bool {
+    let mut network = packet.get(12..).unwrap();
+    for _ in 0..2 {
+        if matches!(network, [0x81, 0x00, ..] | [0x88, 0xa8, ..]) {
+            network = network.get(4..).unwrap_or_default();
+        }
+    }
+    match network {
+        [0x08, 0x00, ip @ ..] => ip.get(9) == Some(&1),
+        [0x86, 0xdd, ip @ ..] => ip.get(6) == Some(&58),
+        _ => false,
+    }
+}
+
+#[test]
+fn the_guard_drops_what_the_program_redirects() {
+    let mut program = program();
+    program.sync(&rules()).unwrap();
+    let model = SteerModel::new(&rules());
+    let mut random = Random(2);
+    let (mut dropped, mut left) = (0, 0);
+    for index in 0..PACKETS {
+        let packet = packet(&mut random);
+        // The kernel refuses to run a program on a packet without whole headers.
+        if packet.len() < 60 {
+            continue;
+        }
+        let redirected = model.decide(MAC, &packet) != Steered::Kernel && !is_icmp(&packet);
+        let drops = program.try_guard(&to_loopback(packet.clone())).unwrap();
+        assert_eq!(drops, redirected, "packet {index}: {packet:02x?}");
+        *if drops { &mut dropped } else { &mut left } += 1;
+    }
+    assert!(dropped > 1000 && left > 1000, "{dropped} dropped, {left} left to the kernel");
+    assert_eq!(program.counters().unwrap().guarded, dropped);
+}
+
+#[test]
+fn the_guard_ends_some_time_after_its_process() {
+    let mut program = program();
+    program.sync(&rules()).unwrap();
+    let mut random = Random(3);
+    let packets: Vec<_> = (0..2000).map(|_| to_loopback(packet(&mut random))).collect();
+    let packets: Vec<_> = packets.into_iter().filter(|packet| packet.len() >= 60).collect();
+    let dropped = |program: &mut Steering| {
+        packets.iter().filter(|packet| program.try_guard(packet).unwrap()).count()
+    };
+    let before = dropped(&mut program);
+    assert!(before > 100, "{before}");
+    program.end_guard(Duration::from_secs(60)).unwrap();
+    assert_eq!(dropped(&mut program), before, "not yet");
+    program.end_guard(Duration::ZERO).unwrap();
+    assert_eq!(dropped(&mut program), 0);
 }
 
 #[test]

@@ -860,6 +860,7 @@ fn judge(rows: &[(&str, &str, Vec<u8>)], rules: &SteerRules) {
             returned: before.returned + one(*expected == RETURNED),
             passed: before.passed + one(*expected == PASSED),
             no_socket: before.no_socket + one(*expected != PASSED),
+            guarded: 0,
         };
         // Counters are read CPU by CPU, and written CPU by CPU.
         until(name, || {

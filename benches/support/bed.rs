@@ -212,7 +212,6 @@ impl Bed {
         let parts = Parts {
             queues: vec![WorkerQueue::new(NicIndex(0), xsk)],
             pool,
-            macs: vec![nic_mac(0)],
             shared: Arc::clone(&shared.shared),
             parked: 0,
             index,
@@ -535,7 +534,8 @@ fn families(case: Case) -> Families {
 fn local() -> Local {
     let sources = |prefix: &str| Some(tunnel::TunnelSources::new(prefix.parse().unwrap()));
     let (source_v4, source_v6) = (sources("198.19.255.0/24"), sources("2001:db8:ff::/64"));
-    Local { tunnels: Tunnels { source_v4, source_v6, ..Tunnels::default() }, ..Local::default() }
+    let tunnels = Tunnels { source_v4, source_v6, ..Tunnels::default() };
+    Local { tunnels, macs: vec![nic_mac(0)], ..Local::default() }
 }
 
 /// Returns full-NAT sources for `flows` flows.

@@ -198,6 +198,7 @@ fn nic() -> api::NicStatus {
         steered: 1000,
         passed: 7,
         no_socket: 0,
+        guarded: 0,
         kernel_rx_dropped: 0,
         kernel_rx_ring_full: 0,
         kernel_rx_fill_empty: 0,

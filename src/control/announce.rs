@@ -140,6 +140,30 @@ impl Announcer {
         result
     }
 
+    /// Announces all addresses of this box on its NICs again, with the MACs that these have now.
+    /// Also addresses that holdfast does not hold: backends send to them, and the kernel announces
+    /// a new MAC only if `arp_notify` is set.
+    ///
+    /// # Errors
+    /// When links or addresses cannot be listed.
+    pub async fn announce_again(&mut self, nics: &[NicView]) -> Result<(), AnnounceError> {
+        self.nics = nics.iter().map(|nic| (nic.ifindex, nic.mac)).collect();
+        let (links, addresses) = (self.links().await?, self.addresses().await?);
+        let find = |ifindex| links.iter().find(|link| link.index == ifindex);
+        let is_nic = |link: &&Link| nics.iter().any(|nic| link.mac == Some(nic.mac));
+        let on_nics = addresses
+            .iter()
+            .filter_map(|found| Some((find(found.ifindex).filter(is_nic)?, found.address)));
+        let elsewhere = self.held.iter().filter_map(|(assignment, held)| {
+            let silent = find(held.ifindex).filter(|link| link.is_silent());
+            Some((silent?, assignment.address))
+        });
+        let all = on_nics.chain(elsewhere);
+        let announcements = all.flat_map(|(link, address)| self.announcements(link, address));
+        self.advertiser.announce(announcements.collect());
+        Ok(())
+    }
+
     /// Removes all addresses that holdfast added.
     pub async fn withdraw_all(&mut self) {
         self.withdraw(|_| true).await;

@@ -407,10 +407,13 @@ pub struct NicStatus {
     pub bad_descriptors: u64,
     pub no_free_frame: u64,
     /// Packets that the XDP program redirected to a worker (`steered`), left to the kernel
-    /// (`passed`), or dropped because no socket serves their queue (`no_socket`).
+    /// (`passed`), or dropped because no socket serves their queue (`no_socket`); and packets that
+    /// missed it, and were dropped by the guard (`guarded`).
     pub steered: u64,
     pub passed: u64,
     pub no_socket: u64,
+    #[serde(default)]
+    pub guarded: u64,
     /// Counters of the kernel's sockets (XDP_STATISTICS).
     pub kernel_rx_dropped: u64,
     pub kernel_rx_ring_full: u64,

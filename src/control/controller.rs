@@ -21,7 +21,7 @@ mod world;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
@@ -66,6 +66,8 @@ struct Events {
     signals: mpsc::Receiver<Signal>,
     requests: mpsc::Receiver<Request>,
     workers: crossbeam_channel::Receiver<WorkerEvent>,
+    /// Changes of links.
+    links: Arc<Notify>,
     tick: Interval,
     second: Interval,
 }
@@ -101,6 +103,7 @@ type Assembled = (Controller, ApiState, ControlSocket, Box<dyn FnOnce()>);
 fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled, ControlError> {
     let netlink = Netlink::open()?;
     let change_notifier = netlink::watch()?;
+    let links = netlink::watch_links()?;
     let (requests, request_receiver) = mpsc::channel(admin::QUEUE);
     let now = Instant::now();
     let mut registry = inputs.registry;
@@ -133,6 +136,8 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
             publisher: inputs.publisher,
             dirty: true,
             readdress: false,
+            without_program: Vec::new(),
+            macs_changed: false,
             journal: Journal::default(),
             saving: Saving::new(inputs.save, &inputs.clock),
         },
@@ -141,6 +146,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         signals,
         requests: request_receiver,
         workers: inputs.events,
+        links,
         tick: patient(TICK),
         second: patient(SECOND),
     };
@@ -196,7 +202,8 @@ impl Controller {
                     worker_failure(&events.workers)?;
                     parts.tick();
                 }
-                _ = events.second.tick() => parts.second().await,
+                () = events.links.notified() => parts.links().await?,
+                _ = events.second.tick() => parts.second().await?,
             }
             if parts.world.dirty {
                 parts.world.publish();

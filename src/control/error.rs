@@ -45,6 +45,14 @@ pub enum ControlError {
     /// The XDP program could not be attached.
     #[error("XDP program: {0}")]
     Attach(String),
+    /// A NIC has changed in a way that only a start can follow.
+    #[error("NIC {interface}: {text}")]
+    Nic {
+        /// Name of the NIC.
+        interface: String,
+        /// Text of the fault.
+        text: String,
+    },
     /// A worker has ended, and its queues are dead.
     #[error("worker {worker} has failed: {error}; holdfast stops, start it again")]
     Worker {

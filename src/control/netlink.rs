@@ -3,7 +3,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::FutureExt as _;
 use futures_util::stream::{Stream, StreamExt, TryStreamExt};
 use hashbrown::HashMap;
 use rtnetlink::packet_route::AddressFamily;
@@ -21,6 +23,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::{AddressMessageBuilder, Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use super::error::ControlError;
 
@@ -32,6 +35,8 @@ pub const OUR_PROTOCOL: u8 = b'H';
 const EEXIST: i32 = 17;
 /// Errno of an address that does not exist.
 const EADDRNOTAVAIL: i32 = 99;
+/// Errno of a link that does not exist.
+const ENODEV: i32 = 19;
 
 /// A network interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -226,7 +231,8 @@ impl Netlink {
         }
     }
 
-    /// Removes an address with a full prefix length from a link; a missing address is no error.
+    /// Removes an address with a full prefix length from a link; a missing address or link is no
+    /// error.
     ///
     /// # Errors
     /// When the kernel reports another error.
@@ -243,7 +249,11 @@ impl Netlink {
                 .build(),
         };
         match self.0.address().del(message).execute().await {
-            Err(Error::NetlinkError(error)) if error.raw_code() == -EADDRNOTAVAIL => Ok(()),
+            Err(Error::NetlinkError(error))
+                if [-EADDRNOTAVAIL, -ENODEV].contains(&error.raw_code()) =>
+            {
+                Ok(())
+            }
             result => result,
         }
     }
@@ -271,6 +281,29 @@ pub fn watch() -> Result<Arc<Notify>, ControlError> {
     let ringer = Arc::clone(&change_notifier);
     tokio::spawn(async move {
         while messages.next().await.is_some() {
+            ringer.notify_one();
+        }
+    });
+    Ok(change_notifier)
+}
+
+/// Time within which several events lead to one notification.
+const COALESCE: Duration = Duration::from_millis(5);
+
+/// Returns a notifier of changes of links: state, MAC, MTU, XDP program, creation and removal.
+///
+/// # Errors
+/// When the socket cannot be opened.
+pub fn watch_links() -> Result<Arc<Notify>, ControlError> {
+    let (connection, _, mut messages) =
+        rtnetlink::new_multicast_connection(&[MulticastGroup::Link]).map_err(netlink_error)?;
+    tokio::spawn(connection);
+    let change_notifier = Arc::new(Notify::new());
+    let ringer = Arc::clone(&change_notifier);
+    tokio::spawn(async move {
+        while messages.next().await.is_some() {
+            sleep(COALESCE).await;
+            while let Some(Some(_)) = messages.next().now_or_never() {}
             ringer.notify_one();
         }
     });

@@ -53,6 +53,8 @@ struct Notes {
     refuse: bool,
     /// State of the NIC.
     nic: Option<NicNow>,
+    /// Repairs of the NIC.
+    repairs: Vec<String>,
 }
 
 struct FakeSteering {
@@ -73,12 +75,12 @@ impl SteeringProgram for FakeSteering {
     fn attach(&mut self) -> Result<Vec<AttachedView>, String> {
         let mut notes = self.notes.lock().unwrap();
         notes.attached_after = Some(notes.synced.len());
-        let fallback = Some("no native XDP".to_owned());
-        Ok(vec![AttachedView { xdp: "generic".to_owned(), fallback }])
+        let fallbacks = vec!["no native XDP".to_owned()];
+        Ok(vec![AttachedView { xdp: "generic".to_owned(), fallbacks }])
     }
 
     fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
-        SteerCounters { steered: 5, passed: 6, no_socket: 7 }
+        SteerCounters { steered: 5, passed: 6, no_socket: 7, guarded: 9 }
     }
 
     fn socket_statistics(&mut self, _nic: NicIndex) -> SocketStatistics {
@@ -87,6 +89,34 @@ impl SteeringProgram for FakeSteering {
 
     fn nic_now(&mut self, _nic: NicIndex) -> Result<NicNow, String> {
         self.notes.lock().unwrap().nic.ok_or_else(|| "not looked at".to_owned())
+    }
+
+    fn attach_again(&mut self, _nic: NicIndex) -> Result<(), String> {
+        self.repaired("program".to_owned(), |_, program| *program = ProgramNow::Ours)
+    }
+
+    fn guard_again(&mut self, _nic: NicIndex, ifindex: u32) -> Result<(), String> {
+        self.repaired(format!("guard of {ifindex}"), |guarded, _| *guarded = true)
+    }
+
+    fn set_mac(&mut self, _nic: NicIndex, mac: [u8; 6]) -> Result<(), String> {
+        self.repaired(format!("MAC {}", mac[5]), |_, _| ())
+    }
+}
+
+impl FakeSteering {
+    /// Records a repair, and changes the state of the NIC accordingly.
+    fn repaired(
+        &self,
+        what: String,
+        change: impl FnOnce(&mut bool, &mut ProgramNow),
+    ) -> Result<(), String> {
+        let mut notes = self.notes.lock().unwrap();
+        notes.repairs.push(what);
+        if let Some(NicNow::There { guarded, program, .. }) = &mut notes.nic {
+            change(guarded, program);
+        }
+        Ok(())
     }
 }
 
@@ -154,7 +184,8 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
 
 /// Returns the state of the NIC of [`bench`] with a MAC and a program.
 fn nic_is(mac: [u8; 6], program: ProgramNow) -> NicNow {
-    NicNow::There { ifindex: 999_999, mac, up: true, carrier: true, rx_queues: 2, program }
+    let (up, carrier, guarded) = (true, true, true);
+    NicNow::There { ifindex: 999_999, mac, up, carrier, rx_queues: 2, program, guarded }
 }
 
 /// Runs control concurrently with a test, until the test ends.
@@ -237,32 +268,64 @@ fn web() -> Vec<Vip> {
     vec![vip("web", &[backend("a", 1), backend("b", 2)])]
 }
 
+/// Faults of the NIC in the events of a kind, in order.
+async fn nic_events(bench: &Bench, kind: &str) -> Vec<String> {
+    let list: EventList = bench.get("/v1/events").await;
+    let of_kind = list.events.into_iter().filter(|event| event.kind == kind);
+    of_kind
+        .map(|event| {
+            assert_eq!(event.nic.as_deref(), Some("eth1"));
+            event.fault.unwrap()
+        })
+        .collect()
+}
+
 #[tokio::test]
-async fn a_nic_that_changes_is_told_until_it_changes_back() {
+async fn a_nic_that_changes_is_repaired_or_reported_until_it_changes_back() {
     with_control(web(), async |bench| {
-        let (ours, other) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 9]);
+        let other = [2, 0, 0, 0, 0, 9];
         bench.notes.lock().unwrap().nic = Some(nic_is(other, ProgramNow::Other(77)));
-        bench.wait_for_event("nic_fault").await;
-        let list: EventList = bench.get("/v1/events").await;
-        let reported = list.events.iter().filter(|event| event.kind == "nic_fault");
-        let reported: Vec<_> = reported.map(|e| (e.nic.as_deref(), e.fault.as_deref())).collect();
-        let eth1 = Some("eth1");
-        assert_eq!(reported, [(eth1, Some("mac_changed")), (eth1, Some("program_replaced"))]);
+        bench.wait_for_event("nic_mended").await;
+        assert_eq!(nic_events(bench, "nic_fault").await, ["mac_changed", "program_replaced"]);
+        assert_eq!(nic_events(bench, "nic_mended").await, ["mac_changed"]);
         let status: Status = bench.get("/v1/status").await;
         let nic = status.nics.first().unwrap();
         let texts: Vec<_> = nic.faults.iter().map(|fault| fault.text.as_str()).collect();
-        assert!(texts.iter().any(|text| text.contains("02:00:00:00:00:09")), "{texts:?}");
-        assert!(texts.iter().any(|text| text.contains("id 77")), "{texts:?}");
-        bench.notes.lock().unwrap().nic = Some(nic_is(ours, ProgramNow::Ours));
-        bench.wait_for_event("nic_mended").await;
+        assert!(texts.len() == 1 && texts[0].contains("id 77"), "{texts:?}");
+        assert_eq!(bench.tables.current().local().macs, [other], "frames leave from the new MAC");
+
+        bench.notes.lock().unwrap().nic = Some(nic_is(other, ProgramNow::None));
+        let end = Instant::now() + Duration::from_secs(10);
+        while nic_events(bench, "nic_mended").await.len() < 3 {
+            assert!(Instant::now() < end, "not in time: the program is attached again");
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(nic_events(bench, "nic_fault").await[2..], ["program_gone"]);
+        assert_eq!(
+            nic_events(bench, "nic_mended").await[1..],
+            ["program_replaced", "program_gone"]
+        );
+        assert_eq!(bench.notes.lock().unwrap().repairs, ["MAC 9", "program"]);
         let status: Status = bench.get("/v1/status").await;
         let nic = status.nics.first().unwrap();
         assert!(nic.faults.is_empty(), "{nic:?}");
         assert_eq!(nic.fallbacks, ["no native XDP"]);
-        let list: EventList = bench.get("/v1/events").await;
-        assert_eq!(list.events.iter().filter(|event| event.kind == "nic_fault").count(), 2);
     })
     .await;
+}
+
+/// Sockets belong to an interface: only a start can open others.
+#[tokio::test]
+async fn control_ends_when_another_interface_has_the_name_of_a_nic() {
+    let (bench, inputs, signals) = bench(web());
+    let mut now = nic_is([2, 0, 0, 0, 0, 1], ProgramNow::None);
+    if let NicNow::There { ifindex, .. } = &mut now {
+        *ifindex = 7;
+    }
+    bench.notes.lock().unwrap().nic = Some(now);
+    let error = serve(inputs, signals).await.unwrap_err().to_string();
+    assert!(error.starts_with("NIC eth1: ") && error.contains("made again"), "{error}");
+    assert_eq!(bench.notes.lock().unwrap().repairs, ["guard of 7"], "before the end");
 }
 
 #[tokio::test]

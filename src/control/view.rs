@@ -27,7 +27,7 @@ pub struct WorkerView {
     pub flows: Arc<FlowTable>,
 }
 
-/// Control's view of a NIC; fixed while the process runs.
+/// Control's view of a NIC; all but its MAC is fixed while the process runs.
 #[derive(Debug, Clone)]
 pub struct NicView {
     /// Interface name.
@@ -57,8 +57,8 @@ pub struct NicView {
 pub struct AttachedView {
     /// Mode: `"native"` or `"generic"`.
     pub xdp: String,
-    /// Reason for the lesser mode, in one sentence.
-    pub fallback: Option<String>,
+    /// Reasons for a lesser mode, or for a missing guard, in sentences.
+    pub fallbacks: Vec<String>,
 }
 
 /// Packet counters of the XDP program on one NIC.
@@ -70,6 +70,8 @@ pub struct SteerCounters {
     pub passed: u64,
     /// Packets dropped because no socket serves their queue.
     pub no_socket: u64,
+    /// Packets that missed the XDP program, and were dropped by the guard.
+    pub guarded: u64,
 }
 
 /// `XDP_STATISTICS` (linux/if_xdp.h), summed over the sockets of one NIC.
@@ -87,8 +89,9 @@ pub struct SocketStatistics {
 pub trait SteeringProgram {
     /// Makes the program's maps hold exactly these rules. Keys that stay are present throughout.
     fn sync(&mut self, rules: &SteerRules) -> Result<(), String>;
-    /// Attaches the program to every NIC, in order. Called once, after the first table is published
-    /// and the first rules are set, so that no packet meets a program without rules.
+    /// Attaches the program, and the guard behind it, to every NIC, in order. Called once, after the
+    /// first table is published and the first rules are set, so that no packet meets a program
+    /// without rules.
     fn attach(&mut self) -> Result<Vec<AttachedView>, String>;
     /// Returns the program's counters of one NIC.
     fn counters(&mut self, nic: NicIndex) -> SteerCounters;
@@ -96,6 +99,13 @@ pub trait SteeringProgram {
     fn socket_statistics(&mut self, nic: NicIndex) -> SocketStatistics;
     /// Returns the current state of one NIC.
     fn nic_now(&mut self, nic: NicIndex) -> Result<NicNow, String>;
+    /// Attaches the program to one NIC again, after it was removed.
+    fn attach_again(&mut self, nic: NicIndex) -> Result<(), String>;
+    /// Attaches the guard of one NIC to an interface: again, or to the one that has taken the NIC's
+    /// name.
+    fn guard_again(&mut self, nic: NicIndex, ifindex: u32) -> Result<(), String>;
+    /// Sets the MAC of one NIC in its program.
+    fn set_mac(&mut self, nic: NicIndex, mac: [u8; 6]) -> Result<(), String>;
 }
 
 /// Current state of a NIC.
@@ -117,6 +127,8 @@ pub enum NicNow {
         rx_queues: u32,
         /// XDP program of the interface.
         program: ProgramNow,
+        /// Whether the guard is in place, or there was none at the start.
+        guarded: bool,
     },
 }
 

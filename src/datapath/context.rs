@@ -39,7 +39,7 @@ pub struct Context<'a> {
     pub trace: Option<&'a Trace>,
 }
 
-/// Tables, addresses and counters of a worker, from which its contexts are built.
+/// Tables and counters of a worker, from which its contexts are built.
 pub struct Environment {
     /// The forwarding tables.
     pub tables: Subscription,
@@ -47,8 +47,6 @@ pub struct Environment {
     pub flows: Arc<FlowTable>,
     /// The tables that all workers share.
     pub shared: Arc<SharedTables>,
-    /// MAC addresses of all NICs.
-    pub macs: Vec<[u8; 6]>,
     /// Identifications of this worker's IPv4 packets that may be fragmented.
     pub identification: Identification,
     /// The worker's counters.
@@ -60,11 +58,12 @@ impl Environment {
     /// batch sets its own NIC.
     #[inline(always)]
     pub fn context<'a>(&'a mut self, now: Ticks, trace: Option<&'a Trace>) -> Context<'a> {
+        let table = self.tables.current();
         Context {
-            table: self.tables.current(),
+            table,
             flows: self.flows.view(),
             shared: &self.shared,
-            macs: &self.macs,
+            macs: &table.local().macs,
             identification: &self.identification,
             nic: NicIndex(0),
             now,

@@ -14,7 +14,7 @@ use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::clients::key_of;
 use super::conntrack::{Conntrack, is_expired};
-use super::context::{Context, Identification};
+use super::context::{Context, Identification, Macs};
 use super::forward::{Unsent, forward_packet};
 use super::local_reply::reject_no_backend;
 use super::parse::{Parsed, parse};
@@ -44,7 +44,6 @@ const NOBODY: Key = Key { vip: VipId::NONE, client: Address { high: 0, low: 0 },
 #[derive(Debug)]
 pub struct Explainer {
     pool: FramePool,
-    macs: Vec<[u8; 6]>,
     shared: Arc<SharedTables>,
     stats: Vec<Arc<WorkerStats>>,
 }
@@ -61,18 +60,13 @@ pub enum ExplainError {
 }
 
 impl Explainer {
-    /// Creates an explainer for workers with these tables and counters, and NICs with these
-    /// addresses.
+    /// Creates an explainer for workers with these tables and counters.
     ///
     /// # Errors
     /// [`UmemError`] if there is no memory for one packet, which is never given back.
-    pub fn new(
-        macs: Vec<[u8; 6]>,
-        shared: Arc<SharedTables>,
-        stats: Vec<Arc<WorkerStats>>,
-    ) -> Result<Self, UmemError> {
+    pub fn new(shared: Arc<SharedTables>, stats: Vec<Arc<WorkerStats>>) -> Result<Self, UmemError> {
         let (_, pool) = Umem::create(1, 4096)?;
-        Ok(Self { pool, macs, shared, stats })
+        Ok(Self { pool, shared, stats })
     }
 
     /// Explains the outcome of a packet of the flow sent now. Cost: about a millisecond.
@@ -110,12 +104,12 @@ impl Explainer {
             Segment::Midflow => false,
         };
         record_packet(question.protocol, opens, vip.is_none_or(|vip| vip.policy.pin), &trace);
-        let mut packet = self.packet(question, opens, &hop)?;
+        let mut packet = self.packet(question, opens, &hop, &table.local().macs)?;
         let context = &Context {
             table,
             flows: flows.view(),
             shared: &scratch,
-            macs: &self.macs,
+            macs: &table.local().macs,
             identification: &Identification::of(me),
             nic: hop.nic,
             now,
@@ -172,9 +166,10 @@ impl Explainer {
         question: &Question,
         opens: bool,
         hop: &NextHop,
+        macs: &Macs,
     ) -> Result<Packet, ExplainError> {
         let mut bytes = Vec::new();
-        let mac = self.macs.get(usize::from(hop.nic.0)).copied().unwrap_or_default();
+        let mac = macs.get(usize::from(hop.nic.0)).copied().unwrap_or_default();
         let ethernet = PacketBuilder::ethernet2(hop.mac, mac);
         let (from, to) = (question.client, question.destination);
         let builder = match (from.ip(), to.ip()) {

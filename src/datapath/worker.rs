@@ -35,8 +35,6 @@ pub struct Parts {
     pub queues: Vec<WorkerQueue>,
     /// Free frames of the worker's UMEM.
     pub pool: FramePool,
-    /// MAC addresses of all NICs.
-    pub macs: Vec<[u8; 6]>,
     /// The tables that all workers share.
     pub shared: Arc<SharedTables>,
     /// Maximum number of parked fragments.
@@ -72,7 +70,7 @@ impl Worker {
     ///
     /// Returns `None` if there is no flow table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
-        let Parts { queues, pool, macs, shared, parked, index, tables, stats, batch } = parts;
+        let Parts { queues, pool, shared, parked, index, tables, stats, batch } = parts;
         let flows = Arc::clone(shared.flows.get(usize::from(index))?);
         let resources = Resources {
             conntrack: Conntrack::new(&shared, index, &stats, now)?,
@@ -82,7 +80,7 @@ impl Worker {
             pool,
         };
         let identification = Identification::of(index);
-        let environment = Environment { tables, flows, shared, macs, identification, stats };
+        let environment = Environment { tables, flows, shared, identification, stats };
         let max_batch = batch.clamp(1, BATCH);
         let (queues, batch) = (Queues::new(queues), Batch::default());
         let mut pipeline = Pipeline { queues, batch, max_batch, resources };

@@ -30,8 +30,8 @@ const SEED: u64 = 1;
 pub(super) struct Blueprint {
     /// The forwarding table.
     pub(super) table: ForwardingTable,
-    /// MAC of each NIC, and whether the NIC delivers packets that are longer than a frame.
-    pub(super) nics: Vec<([u8; 6], bool)>,
+    /// NICs: whether each delivers packets that are longer than a frame.
+    pub(super) nics: Vec<bool>,
     /// Counters, with room for every VIP, backend and NIC.
     pub(super) stats: Arc<WorkerStats>,
     /// Capacity of the flow table.
@@ -71,7 +71,7 @@ impl Offline {
         let frames = u32::try_from(plans.len()).unwrap_or(1) * 3 * RING + RING + waiting;
         let (umem, pool) = Umem::create(frames, frame_size)?;
         let (mut queues, mut nics) = (Vec::new(), Vec::new());
-        for (index, &(_, multi_buffer)) in (0..).zip(&plans) {
+        for (index, multi_buffer) in (0..).zip(plans) {
             let (xsk, nic) = FakeNic::with(&umem, RING, Io { multi_buffer, ..Io::default() })?;
             queues.push(WorkerQueue::new(NicIndex(index), xsk));
             nics.push((nic, multi_buffer));
@@ -80,7 +80,6 @@ impl Offline {
         let parts = Parts {
             queues,
             pool,
-            macs: plans.iter().map(|(mac, _)| *mac).collect(),
             shared,
             parked,
             index: 0,

@@ -54,8 +54,8 @@ pub(super) fn setup(
     }
     let names = names(config, &specs);
     let stats = WorkerStats::new(names.vips.len(), names.backends.len(), names.nics.len());
-    let nics = nics(config, neighbours, &mtus);
-    let local = config.local(mtus, nics.iter().map(|(mac, _)| *mac).collect());
+    let (macs, nics) = nics(config, neighbours, &mtus).into_iter().unzip();
+    let local = config.local(mtus, macs);
     let blueprint = Blueprint {
         table: ForwardingTable::build(1, config.hash.secret, local, &specs, None),
         nics,

@@ -12,10 +12,11 @@ use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 
 use super::nic::Nic;
+use super::program::Attached;
 use super::program::error::{
     ProgramError, io_cause, load_error, map, map_error, no_map, with_causes,
 };
-use super::program::{Attached, load_in_spite_of_signals};
+use super::program::load::load_in_spite_of_signals;
 use super::queue::XskQueue;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generate.bpf.o"));
@@ -251,8 +252,8 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, aya::progr
 
 /// Loads the program and attaches it, natively if possible.
 fn attach(ebpf: &mut Ebpf, name: &str, nic: &Nic) -> Result<Attached, ProgramError> {
-    let program =
-        program(ebpf, name).and_then(|program| load_in_spite_of_signals(program).map(|()| program));
+    let program = program(ebpf, name)
+        .and_then(|program| load_in_spite_of_signals(|| program.load()).map(|()| program));
     let program = program.map_err(|error| load_error(nic.name(), error.into()))?;
     if program.attach_to_if_index(nic.index(), XdpMode::Driver).is_ok() {
         return Ok(Attached::Native);

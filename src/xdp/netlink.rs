@@ -1,20 +1,25 @@
-//! The two rtnetlink requests of this layer: read a link, and set its XDP program.
+//! The rtnetlink requests of this layer: read a link, set its XDP program, set a tc program.
 //!
 //! A program that is set by rtnetlink belongs to the NIC. Unlike with a bpf_link, it stays attached
 //! when the process is killed, and goes on dropping packets for VIPs (architecture invariant 8).
-//! Source: rtnetlink(7); include/uapi/linux/if_link.h; net/core/dev.c, `dev_change_xdp_fd`.
+//! Source: rtnetlink(7); include/uapi/linux/if_link.h; net/core/dev.c, `dev_change_xdp_fd`;
+//! net/sched/cls_api.c, `tc_new_tfilter`.
 
 use std::os::fd::RawFd;
 use std::{fmt, io};
 
 use netlink_packet_core::{
-    ErrorBuffer, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE,
-    NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NlaBuffer, NlasIterator,
-    ParseableParametrized,
+    ErrorBuffer, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL,
+    NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader,
+    NetlinkMessage, NlaBuffer, NlasIterator, ParseableParametrized,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     LinkAttribute, LinkFlags, LinkHeader, LinkLayerType, LinkMessage, LinkXdp,
+};
+use netlink_packet_route::tc::{
+    TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcHeader, TcMessage,
+    TcOption,
 };
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
@@ -24,6 +29,9 @@ const IFINFO: usize = 16;
 
 /// Attribute with the text of an extended acknowledgement, include/uapi/linux/netlink.h.
 const NLMSGERR_ATTR_MSG: u16 = 1;
+
+/// Filters see every protocol: `ETH_P_ALL` of include/uapi/linux/if_ether.h.
+const ETH_P_ALL: u16 = 3;
 
 /// Size of the receive buffer in bytes: twice the largest part of a dump.
 const BUFFER: usize = 64 << 10;
@@ -77,6 +85,27 @@ pub(super) struct AttachedIds {
     pub native: Option<u32>,
     pub generic: Option<u32>,
     pub offloaded: Option<u32>,
+}
+
+/// A filter at the ingress of a link, which is a tc program.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct IngressFilter {
+    /// Lower priorities come first.
+    pub priority: u16,
+    /// Number among the filters of the same priority.
+    pub handle: u32,
+    /// Name in `tc filter show`.
+    pub name: &'static str,
+}
+
+impl IngressFilter {
+    fn message(&self, index: u32, attributes: Vec<TcAttribute>) -> TcMessage {
+        let parent = TcHandle { minor: TcHandle::MIN_INGRESS, ..TcHandle::CLSACT };
+        let mut header = tc_header(index, parent);
+        header.handle = self.handle.into();
+        header.info = u32::from(self.priority) << 16 | u32::from(ETH_P_ALL.to_be());
+        TcMessage::from_parts(header, attributes)
+    }
 }
 
 /// A socket for rtnetlink requests, bound to the network namespace in which it was opened.
@@ -139,6 +168,62 @@ impl Rtnetlink {
         self.exchange(&request, |_link| ())
     }
 
+    /// Adds the queueing discipline at whose hooks tc programs run, if the link has none.
+    pub(super) fn add_clsact(&self, index: u32) -> Result<(), NetlinkError> {
+        let mut header = tc_header(index, TcHandle::CLSACT);
+        header.handle = TcHandle { minor: 0, ..TcHandle::CLSACT };
+        let kind = vec![TcAttribute::Kind("clsact".to_owned())];
+        let message = TcMessage::from_parts(header, kind);
+        let message = RouteNetlinkMessage::NewQueueDiscipline(message);
+        let request = request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL);
+        match self.exchange(&request, |_link| ()) {
+            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Runs a tc program on every packet that enters by a link, after its XDP program. A program
+    /// with the same priority and handle is replaced in one step.
+    pub(super) fn set_ingress_filter(
+        &self,
+        index: u32,
+        program: RawFd,
+        filter: &IngressFilter,
+    ) -> Result<(), NetlinkError> {
+        let options = [
+            TcFilterBpfOption::ProgFd(program.cast_unsigned()),
+            TcFilterBpfOption::ProgName(filter.name.to_owned()),
+            // The program returns the verdict itself.
+            TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
+        ];
+        let attributes = vec![
+            TcAttribute::Kind(TcFilterBpf::KIND.to_owned()),
+            TcAttribute::Options(options.into_iter().map(TcOption::Bpf).collect()),
+        ];
+        let message = RouteNetlinkMessage::NewTrafficFilter(filter.message(index, attributes));
+        let request = request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE);
+        self.exchange(&request, |_link| ())
+    }
+
+    /// Returns whether a link has a filter with this priority and handle.
+    pub(super) fn has_ingress_filter(
+        &self,
+        index: u32,
+        filter: &IngressFilter,
+    ) -> Result<bool, NetlinkError> {
+        let kind = vec![TcAttribute::Kind(TcFilterBpf::KIND.to_owned())];
+        let message = RouteNetlinkMessage::GetTrafficFilter(filter.message(index, kind));
+        match self.exchange(&request(message, NLM_F_ACK), |_link| ()) {
+            // No filter of this handle or priority, no queueing discipline, or no link.
+            Err(error)
+                if matches!(error.errno(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) =>
+            {
+                Ok(false)
+            }
+            result => result.map(|()| true),
+        }
+    }
+
     /// Sends a request and passes each link of the reply to `each`, until the kernel is done.
     fn exchange(&self, request: &[u8], mut each: impl FnMut(Link)) -> Result<(), NetlinkError> {
         self.socket.send(request, 0)?;
@@ -166,6 +251,12 @@ fn about(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
     link.header.index = index;
     link.attributes = attributes;
     link
+}
+
+fn tc_header(index: u32, parent: TcHandle) -> TcHeader {
+    let mut header = TcHeader::default();
+    (header.index, header.parent) = (index.cast_signed(), parent);
+    header
 }
 
 fn request(message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {

@@ -18,25 +18,33 @@
 //! process. `steer.bpf.c` describes the program's decisions.
 
 pub(super) mod error;
+mod guard;
+pub(super) mod load;
 mod rules;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use aya::maps::{PerCpuArray, XskMap};
-use aya::programs::{ProgramFd, ProgramInfo, TestRun as _, TestRunOptions, Xdp, loaded_programs};
-use aya::{Ebpf, EbpfLoader};
+use aya::maps::{Array, MapError, PerCpuArray, XskMap};
+use aya::programs::{
+    ProgramFd, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp, loaded_programs,
+};
+use aya::{Ebpf, EbpfLoader, Pod};
 
+use super::cpu;
 use super::netlink::{NetlinkError, Rtnetlink};
 use super::nic::Nic;
 use super::queue::XskQueue;
 
-use error::{is_permission, load_error, map, map_error, no_map};
+use error::{is_permission, load_error, map, map_error, no_map, with_causes};
+use guard::Guard;
+use load::load_in_spite_of_signals;
 use rules::Rules;
 
 pub use crate::net::SteerRules;
 pub use error::ProgramError;
+pub use guard::{GUARD_NAME, LINGER};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 
@@ -49,6 +57,9 @@ const XDP_FLAGS_UPDATE_IF_NOEXIST: u32 = 1;
 const XDP_FLAGS_SKB_MODE: u32 = 2;
 const XDP_FLAGS_DRV_MODE: u32 = 4;
 const XDP_FLAGS_REPLACE: u32 = 16;
+
+/// Verdict of the guard: drop; include/uapi/linux/pkt_cls.h.
+const TC_ACT_SHOT: u32 = 2;
 
 /// Absence of a program, in place of a descriptor.
 const NONE: RawFd = -1;
@@ -111,6 +122,8 @@ pub struct SteerCounters {
     pub passed: u64,
     /// Packets of `steered` and `returned` that were dropped, because the queue had no socket.
     pub no_socket: u64,
+    /// Packets that should have been redirected, and were dropped by the guard.
+    pub guarded: u64,
 }
 
 /// The program of one NIC. Removed from the NIC when dropped, but not when the process is killed.
@@ -127,6 +140,7 @@ pub struct Steering {
     attached: Option<Attached>,
     fallback_reason: Option<String>,
     loaded: Rules,
+    guard: Option<Guard>,
 }
 
 /// The program of a killed process on the NIC.
@@ -145,13 +159,11 @@ impl Steering {
     pub fn load(nic: &Nic, mode: AttachMode) -> Result<Self, ProgramError> {
         let interface = nic.name().to_owned();
         let netlink = Rtnetlink::open().map_err(|error| query_error(&interface, &error))?;
-        let mut ebpf = EbpfLoader::new()
-            .override_global("nic_mac", &nic.mac(), true)
-            .load(OBJECT)
-            .map_err(|error| load_error(&interface, error))?;
+        let mut ebpf =
+            EbpfLoader::new().load(OBJECT).map_err(|error| load_error(&interface, error))?;
         let (program, id) =
             load_program(&mut ebpf).map_err(|error| load_error(&interface, error.into()))?;
-        let steering = Self {
+        let mut steering = Self {
             interface,
             index: nic.index(),
             netlink,
@@ -162,7 +174,9 @@ impl Steering {
             attached: None,
             fallback_reason: None,
             loaded: Rules::default(),
+            guard: None,
         };
+        steering.set_mac(nic.mac())?;
         steering.leftover()?;
         Ok(steering)
     }
@@ -179,6 +193,18 @@ impl Steering {
             .and_then(XskMap::try_from)
             .and_then(|mut sockets| sockets.set(queue, socket.as_raw_fd(), 0));
         result.map_err(map_error(interface, "set a socket", "xsks"))
+    }
+
+    /// Sets the MAC of the NIC: the program leaves frames to other hosts to the kernel.
+    ///
+    /// # Errors
+    /// [`ProgramError::Map`]; none is expected.
+    pub fn set_mac(&mut self, [a, b, c, d, e, f]: [u8; 6]) -> Result<(), ProgramError> {
+        set_only(&mut self.ebpf, "nic_mac", [a, b, c, d, e, f, 0, 0]).map_err(map_error(
+            &self.interface,
+            "set the MAC",
+            "nic_mac",
+        ))
     }
 
     /// Makes the maps hold `rules`: adds new entries first and then removes old ones, so that
@@ -237,6 +263,65 @@ impl Steering {
         Ok(mode)
     }
 
+    /// Attaches the guard to the NIC, in the place of the guard of an earlier process. It applies
+    /// the rules of the program from then on, whether the program is attached or not, and for
+    /// [`LINGER`] after the end of this value.
+    ///
+    /// # Errors
+    /// [`ProgramError::Guard`].
+    pub fn guard(&mut self) -> Result<(), ProgramError> {
+        self.guard_interface(self.index)
+    }
+
+    /// Attaches the guard to another interface: the one that has taken the NIC's name.
+    ///
+    /// # Errors
+    /// [`ProgramError::Guard`].
+    pub fn guard_interface(&mut self, index: u32) -> Result<(), ProgramError> {
+        self.load_guard()?;
+        let installed = self.guard.as_ref().map(|guard| guard.install(&self.netlink, index));
+        installed.unwrap_or(Ok(())).map_err(|reason| self.guard_error(&reason))
+    }
+
+    fn load_guard(&mut self) -> Result<(), ProgramError> {
+        if self.guard.is_none() {
+            let loaded = Guard::load(&mut self.ebpf);
+            self.guard = Some(loaded.map_err(|error| self.guard_error(&with_causes(&error)))?);
+        }
+        Ok(())
+    }
+
+    /// Ends the effect of the guard after some time; the next start replaces it.
+    ///
+    /// # Errors
+    /// [`ProgramError::Map`]; none is expected.
+    pub fn end_guard(&mut self, after: Duration) -> Result<(), ProgramError> {
+        let after = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
+        set_only(&mut self.ebpf, "guard_end", cpu::monotonic_ns().saturating_add(after))
+            .map_err(map_error(&self.interface, "set the end", "guard_end"))
+    }
+
+    /// Whether the guard is attached to the NIC, as [`guard`](Self::guard) left it; also true where
+    /// there never was one.
+    ///
+    /// # Errors
+    /// [`ProgramError::Guard`].
+    pub fn is_guarded(&self) -> Result<bool, ProgramError> {
+        let Some(guard) = &self.guard else { return Ok(true) };
+        guard.is_installed(&self.netlink, self.index).map_err(|reason| self.guard_error(&reason))
+    }
+
+    /// Attaches the program again, in the same mode, after it was removed from the NIC. The sockets
+    /// have stayed bound.
+    ///
+    /// # Errors
+    /// [`ProgramError::Attach`], also if there is another program now.
+    pub fn attach_again(&mut self) -> Result<(), ProgramError> {
+        let Some(mode) = self.attached else { return Ok(()) };
+        self.set_ours(mode, XDP_FLAGS_UPDATE_IF_NOEXIST, None)
+            .map_err(|error| self.attach_error(mode.as_str(), &error))
+    }
+
     /// Removes the program from the NIC, if it is still attached. Later calls do nothing.
     pub fn detach(&mut self) {
         if let Some(mode) = self.attached.take() {
@@ -271,15 +356,16 @@ impl Steering {
             .ebpf
             .map("counts")
             .ok_or_else(|| no_map("counts"))
-            .and_then(PerCpuArray::<_, [u64; 4]>::try_from)
+            .and_then(PerCpuArray::<_, [u64; 5]>::try_from)
             .and_then(|counts| counts.get(&0, 0))
             .map_err(map_error(&self.interface, "read", "counts"))?;
         let mut sum = SteerCounters::default();
-        for &[steered, returned, passed, no_socket] in per_cpu.iter() {
+        for &[steered, returned, passed, no_socket, guarded] in per_cpu.iter() {
             sum.steered += steered;
             sum.returned += returned;
             sum.passed += passed;
             sum.no_socket += no_socket;
+            sum.guarded += guarded;
         }
         Ok(sum)
     }
@@ -294,6 +380,20 @@ impl Steering {
         let program: &mut Xdp = program.try_into().map_err(io::Error::other)?;
         let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::default() };
         program.test_run(options).map(drop).map_err(io::Error::other)
+    }
+
+    /// Runs the guard on an artificial packet, as [`try_packet`](Self::try_packet) does, but on the
+    /// loopback; returns whether the guard drops it.
+    ///
+    /// # Errors
+    /// The kernel's error.
+    pub fn try_guard(&mut self, packet: &[u8]) -> io::Result<bool> {
+        self.load_guard().map_err(io::Error::other)?;
+        let guard = self.ebpf.program_mut(GUARD_NAME).ok_or(io::ErrorKind::NotFound)?;
+        let guard: &mut SchedClassifier = guard.try_into().map_err(io::Error::other)?;
+        let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::default() };
+        let run = guard.test_run(options).map_err(io::Error::other)?;
+        Ok(run.return_value == TC_ACT_SHOT)
     }
 
     /// Attaches to a NIC without a program.
@@ -383,6 +483,10 @@ impl Steering {
         ProgramError::Foreign { interface: self.interface.clone(), program, id, mode, keyword }
     }
 
+    fn guard_error(&self, reason: &impl ToString) -> ProgramError {
+        ProgramError::Guard { interface: self.interface.clone(), reason: reason.to_string() }
+    }
+
     fn attach_error(&self, mode: &'static str, error: &NetlinkError) -> ProgramError {
         let interface = self.interface.clone();
         if is_permission(&error.source) {
@@ -403,24 +507,9 @@ impl Steering {
 impl Drop for Steering {
     fn drop(&mut self) {
         self.detach();
-    }
-}
-
-/// Longest time for which signals may interrupt the verifier, which takes some milliseconds.
-const LOAD_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Loads a program, and retries when a signal interrupts the verifier. That fails with `EAGAIN`
-/// (`do_check` in kernel/bpf/verifier.c), independent of the program.
-pub(super) fn load_in_spite_of_signals(
-    program: &mut Xdp,
-) -> Result<(), aya::programs::ProgramError> {
-    use aya::programs::ProgramError::LoadError;
-    let end = Instant::now() + LOAD_PATIENCE;
-    loop {
-        match program.load() {
-            Err(LoadError { io_error, .. })
-                if io_error.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {}
-            loaded => return loaded,
+        if self.guard.is_some() {
+            // Fails in no known case; the guard would then stay as it does after `kill -9`.
+            let _ = self.end_guard(LINGER);
         }
     }
 }
@@ -430,9 +519,14 @@ fn load_program(ebpf: &mut Ebpf) -> Result<(ProgramFd, u32), aya::programs::Prog
     let program = ebpf.program_mut(PROGRAM_NAME);
     let program = program.ok_or(aya::programs::ProgramError::UnexpectedProgramType)?;
     let program: &mut Xdp = program.try_into()?;
-    load_in_spite_of_signals(program)?;
+    load_in_spite_of_signals(|| program.load())?;
     let id = program.info()?.id();
     Ok((program.fd()?.try_clone()?, id))
+}
+
+/// Sets the only element of an array map.
+fn set_only<T: Pod>(ebpf: &mut Ebpf, name: &str, value: T) -> Result<(), MapError> {
+    map(ebpf, name).and_then(Array::try_from).and_then(|mut array| array.set(0, value, 0))
 }
 
 /// Returns the loaded program with this id; `None` also when the kernel denies access.

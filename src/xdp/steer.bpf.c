@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 //
-// The XDP program of one NIC. Packets for a VIP, and packets from a NAT backend, go to the AF_XDP
-// socket of their queue; everything else stays in the kernel.
+// The programs of one NIC. The XDP program `holdfast_steer` sends packets for a VIP, and packets from
+// a NAT backend, to the AF_XDP socket of their queue; everything else stays in the kernel. The tc
+// program `holdfast_guard`, below, catches the packets that should not have reached the kernel.
 //
 //   Ethernet to this NIC's own address, up to 2 VLAN tags
 //     IPv4, IPv6; the first matching line decides:
@@ -38,9 +39,11 @@
 // dead: the packet is then dropped, never passed.
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -123,18 +126,38 @@ struct fragment_header {
 	__be32 identification;
 };
 
-/* Packets by decision. `no_socket` counts the dropped ones of `steered` and `returned`. */
+/* Packets by decision. `no_socket` counts the dropped ones of `steered` and `returned`; `guarded`
+ * counts the packets that the guard dropped. */
 struct counters {
 	__u64 steered;
 	__u64 returned;
 	__u64 passed;
 	__u64 no_socket;
+	__u64 guarded;
 };
 
-/* The NIC's address, set when the program is loaded. A NIC that is promiscuous, or behind a switch
- * that floods, also receives frames for other hosts. The kernel ignores those; two balancers that
- * did not would send one packet back and forth for ever. */
-const volatile __u8 nic_mac[ETH_ALEN] = {};
+struct mac {
+	__u8 bytes[ETH_ALEN];
+	__u8 zero[2];
+};
+
+/* The NIC's address. A NIC that is promiscuous, or behind a switch that floods, also receives frames
+ * for other hosts. The kernel ignores those; two balancers that did not would send one packet back
+ * and forth for ever. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mac);
+} nic_mac SEC(".maps");
+
+/* End of the guard, in nanoseconds of CLOCK_MONOTONIC; 0: none. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} guard_end SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -541,23 +564,26 @@ static __always_inline int redirect(struct xdp_md *ctx, struct counters *count)
 	return action;
 }
 
-static __always_inline int is_to_nic(const struct ethhdr *ethernet)
+static __always_inline int is_to_nic(const struct ethhdr *ethernet, void *end)
 {
+	__u32 only = 0;
+	struct mac *mac = bpf_map_lookup_elem(&nic_mac, &only);
 	__u8 difference = 0;
 
+	if ((void *)(ethernet + 1) > end || !mac)
+		return 0;
 #pragma unroll
 	for (int i = 0; i < ETH_ALEN; i++)
-		difference |= ethernet->h_dest[i] ^ nic_mac[i];
+		difference |= ethernet->h_dest[i] ^ mac->bytes[i];
 	return !difference;
 }
 
-/* Returns the network header, with its ethertype in `protocol`; 0 if the packet is truncated, or
- * the frame is not for this NIC. */
+/* Returns the network header, with its ethertype in `protocol`; 0 if the packet is truncated. */
 static __always_inline void *skip_link(struct ethhdr *ethernet, void *end, __be16 *protocol)
 {
 	struct vlan_tag *tag;
 
-	if ((void *)(ethernet + 1) > end || !is_to_nic(ethernet))
+	if ((void *)(ethernet + 1) > end)
 		return 0;
 	*protocol = ethernet->h_proto;
 	tag = (void *)(ethernet + 1);
@@ -615,7 +641,7 @@ int holdfast_steer(struct xdp_md *ctx)
 
 	if (!count)
 		return XDP_PASS;
-	if (read_packet(&packet, start, end))
+	if (is_to_nic(start, end) && read_packet(&packet, start, end))
 		counter = judge(&packet, end, count);
 	if (!counter) {
 		count->passed++;
@@ -623,6 +649,47 @@ int holdfast_steer(struct xdp_md *ctx)
 	}
 	(*counter)++;
 	return redirect(ctx, count);
+}
+
+/* Whether this process has ended, and the next one has not started in time. */
+static __always_inline int has_ended(void)
+{
+	__u32 only = 0;
+	__u64 *end = bpf_map_lookup_elem(&guard_end, &only);
+
+	return end && *end && bpf_ktime_get_ns() > *end;
+}
+
+/* Bytes that decide: Ethernet, two VLAN tags, the longest IPv4 header (an IPv6 header and a fragment
+ * header are shorter), ports. */
+#define GUARD_LEN (ETH_HLEN + 8 + 60 + 4)
+
+/* The guard, behind the XDP program at ingress: drops the packets that the XDP program would
+ * redirect. Only packets that it missed come here, because it was removed, replaced, or has not yet
+ * been given the NIC's new MAC. The kernel's TCP would answer them by a RST, and a kernel that
+ * forwards would send a backend's reply to the client, which would answer by a RST; either ends a
+ * connection that goes on as soon as the XDP program is back. ICMP is left to the kernel, which
+ * resets nothing for it. */
+SEC("classifier")
+int holdfast_guard(struct __sk_buff *skb)
+{
+	struct packet packet = {};
+	__u32 only = 0, len = skb->len < GUARD_LEN ? skb->len : GUARD_LEN;
+	struct counters *count = bpf_map_lookup_elem(&counts, &only);
+	void *start, *end;
+
+	/* Also ignores frames for other hosts, as the kernel's TCP does. */
+	if (!count || skb->pkt_type != PACKET_HOST || has_ended())
+		return TC_ACT_UNSPEC;
+	/* Headers may lie outside of the linear part, which is all that a program can read. */
+	if ((long)skb->data_end - (long)skb->data < len)
+		bpf_skb_pull_data(skb, len);
+	start = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (!read_packet(&packet, start, end) || packet.icmp || !judge(&packet, end, count))
+		return TC_ACT_UNSPEC;
+	count->guarded++;
+	return TC_ACT_SHOT;
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

@@ -1,5 +1,6 @@
 //! Starts that must fail: the error names fault, place and cure, and nothing is left behind.
 
+use crate::e2e::guard::guard;
 use crate::lab::{Config, Family, Holdfast, Lab, Topology, failed, log_of, requests, vip};
 
 fn assert_says(error: &str, parts: &[&str]) {
@@ -31,6 +32,7 @@ fn a_nic_that_cannot_be_used() {
     let zero_copy = Config { nic_keys: "mode = \"zero_copy\"", ..good };
     assert_says(&Holdfast::start_fails(&lab, &zero_copy), &["eth0", "veth", "mode = \"copy\""]);
     assert_untouched(&lab);
+    assert_eq!(guard(&lab, "eth0"), "");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::e2e::guard::{guard, remove_guard};
 use crate::e2e::kernel::banner;
 use crate::lab::{
     BACKENDS, Config, Family, Holdfast, Lab, Running, SOON, Topology, Vip, conversation, requests,
@@ -43,6 +44,11 @@ fn assert_nothing_left(lab: &Lab, config: &Config, programs: &[u64], maps: &[u64
     wait_for("no program is left in the kernel", SOON, || {
         !programs.iter().any(|&id| bpf_exists("prog", id))
     });
+    // The guard is all that is left, for a minute.
+    for interface in lab.topology.interfaces() {
+        assert!(guard(lab, interface).contains("holdfast_guard"), "{interface}");
+        remove_guard(lab, interface);
+    }
     wait_for("no map is left in the kernel", SOON, || {
         !maps.iter().any(|&id| bpf_exists("map", id))
     });

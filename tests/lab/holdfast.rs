@@ -191,6 +191,13 @@ impl<'l> Holdfast<'l> {
         assert!(status.success(), "holdfast ended with {status}\n{}", self.log());
     }
 
+    /// Waits for the process to end by itself, with exit code 1; returns its log.
+    pub fn ends_for_a_start(mut self) -> String {
+        let status = self.wait_end();
+        assert_eq!(status.code(), Some(1), "{}", self.log());
+        self.log()
+    }
+
     /// Kills the process, which cannot clean up.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
@@ -199,7 +206,7 @@ impl<'l> Holdfast<'l> {
 
     fn wait_end(&mut self) -> ExitStatus {
         let mut ended = None;
-        wait_for("holdfast ends after SIGTERM", SOON, || {
+        wait_for("holdfast ends", SOON, || {
             ended = self.child.try_wait().unwrap();
             ended.is_some()
         });

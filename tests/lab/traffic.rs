@@ -6,6 +6,8 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
+use serde::Deserialize;
+
 use super::{BACKENDS, Family, Lab, Running, SOON, Vip, wait_for};
 
 /// Results of a number of requests.
@@ -134,6 +136,47 @@ pub fn upload(lab: &Lab, vip: &Vip) -> bool {
     let stored = |backend| lab.state().join(backend).join("upload/big");
     let stored = BACKENDS.into_iter().map(stored).find(|file| file.exists());
     went && stored.is_some_and(|file| sha256(&file) == lab.big_sha256())
+}
+
+/// Connections that are busy for some seconds; `transfers.py` describes them.
+pub struct Transfers {
+    running: Running,
+    lines: BufReader<ChildStdout>,
+}
+
+/// Results of transfers.
+#[derive(Debug, Deserialize)]
+pub struct Transferred {
+    /// Number of connections.
+    pub transfers: usize,
+    /// Connections that broke, each with its reason.
+    pub broken: Vec<String>,
+    /// Longest time to the answer of a small request, in milliseconds.
+    pub gap_ms: u64,
+}
+
+/// Opens `count` connections to each VIP; returns when all are under way.
+pub fn transfers(lab: &Lab, vips: &[Vip], seconds: u32, count: usize) -> Transfers {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/transfers.py");
+    let mut command = lab.command("client", "/usr/bin/python3");
+    command.arg(script).arg(lab.state().join("big"));
+    command.args([seconds.to_string(), count.to_string()]).args(vips.iter().map(Vip::address));
+    let mut running = Running::start(command.stdout(Stdio::piped()));
+    let mut lines = BufReader::new(running.0.stdout.take().unwrap());
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    assert_eq!(line, "running\n");
+    Transfers { running, lines }
+}
+
+impl Transfers {
+    /// Waits for the end of all connections.
+    pub fn end(mut self) -> Transferred {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        assert!(self.running.0.wait().unwrap().success());
+        serde_json::from_str(&line).unwrap()
+    }
 }
 
 /// A connection with a client that waits for its end.

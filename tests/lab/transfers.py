@@ -1,148 +1,116 @@
-#!/usr/bin/env python3
-"""Many checksummed TCP transfers at a steady pace, which outlive whatever happens in between.
+"""transfers.py BIG SECONDS COUNT VIP...: COUNT connections to each VIP, busy for SECONDS seconds.
 
-    transfers.py serve SECONDS PORT ADDRESS...
-    transfers.py run SECONDS TARGET...          TARGET = name,address,port,source,count
-
-Each transfer lasts SECONDS and goes one way: the client sends (up), the server sends (down), or the
-server sends at once, before the client has sent anything ("first", on PORT + 1). Every byte is
-compared with the expected pseudo-random stream. `run` prints a line of JSON: for each target the
-transfers, those that broke, and the longest time without data that any of them saw, in ms.
+A third of them are conversations (a request every 50 ms), a third download a part of BIG, the file that
+backends serve as /big, and a third upload. Every byte is compared. Prints "running" when all are under
+way, and at the end a line of JSON: connections, those that broke, and the longest answer time of a
+conversation, which is how long nothing was forwarded.
 """
 
 import asyncio
+import itertools
 import json
-import random
 import sys
-import time
 
-# Bytes per step and seconds between steps: slow enough for hundreds of transfers on one core.
-CHUNK = 700
-STEP = 0.01
-
-
-def stream(seed):
-    """The bytes of a transfer, chunk by chunk."""
-    source = random.Random(seed)
-    while True:
-        yield source.randbytes(CHUNK)
+# Bytes of a download or an upload.
+PART = 400_000
+# A connection is broken when nothing moves for this long.
+PATIENCE_S = 20
 
 
-async def send(writer, seed, seconds):
-    end = time.monotonic() + seconds
-    for chunk in stream(seed):
-        if time.monotonic() >= end:
-            break
-        writer.write(chunk)
-        await writer.drain()
-        await asyncio.sleep(STEP)
-    writer.write_eof()
+class Broken(Exception):
+    pass
 
 
-async def receive(reader, seed, seconds):
-    """Returns the longest time without data, in seconds; raises if the bytes are wrong."""
-    gap, last, end = 0.0, time.monotonic(), time.monotonic() + seconds + 30
-    expected = stream(seed)
-    left = b""
-    total = 0
-    while True:
-        data = await asyncio.wait_for(reader.read(1 << 16), max(0.1, end - time.monotonic()))
-        now = time.monotonic()
-        gap, last = max(gap, now - last), now
-        if not data:
-            break
-        total += len(data)
-        while data:
-            left = left or next(expected)
-            size = min(len(left), len(data))
-            if left[:size] != data[:size]:
-                raise ValueError("other bytes than were sent")
-            left, data = left[size:], data[size:]
-    # Half of what an idle machine sends: a transfer that stopped early is broken.
-    if total < seconds / STEP * CHUNK / 4:
-        raise ValueError(f"only {total} bytes")
-    return gap
+class Transfers:
+    def __init__(self, big, seconds):
+        with open(big, "rb") as file:
+            self.part = file.read(PART)
+        self.seconds = seconds
+        self.gap = 0.0
 
+    async def response(self, reader):
+        head = await reader.readuntil(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        status = int(lines[0].split()[1])
+        fields = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
+        return status, fields, int(fields.get("content-length", 0))
 
-async def serve(port, addresses):
-    async def serve_one(reader, writer):
-        try:
-            way, seed, seconds = (await reader.readline()).decode().split()
-            if way == "up":
-                gap = await receive(reader, int(seed), float(seconds))
-                writer.write(f"{gap}\n".encode())
-            else:
-                await send(writer, int(seed), float(seconds))
+    async def get(self, reader, writer, path, extra=""):
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: lab\r\n{extra}\r\n".encode())
+        status, fields, length = await self.response(reader)
+        return status, fields["x-backend"], length
+
+    async def conversation(self, reader, writer, _name, started):
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.seconds
+        first = None
+        while loop.time() < end:
+            asked = loop.time()
+            status, backend, length = await self.get(reader, writer, "/id")
+            body = await reader.readexactly(length)
+            first = first or backend
+            if (status, backend, body.decode().strip()) != (200, first, first):
+                raise Broken(f"{status} of {backend}, begun at {first}")
+            self.gap = max(self.gap, loop.time() - asked)
+            started.set()
+            await asyncio.sleep(0.05)
+
+    async def download(self, reader, writer, _name, started):
+        rate = PART // self.seconds
+        extra = f"Range: bytes=0-{PART - 1}\r\n"
+        status, _, length = await self.get(reader, writer, f"/big?rate={rate}", extra)
+        started.set()
+        if status != 206 or await reader.readexactly(length) != self.part:
+            raise Broken(f"download: {status}, other bytes")
+
+    async def upload(self, reader, writer, name, started):
+        steps = self.seconds * 20
+        size = PART // steps
+        whole = self.part[: size * steps]
+        head = f"PUT /upload/{name} HTTP/1.1\r\nHost: lab\r\nContent-Length: {len(whole)}\r\n\r\n"
+        writer.write(head.encode())
+        for step in range(steps):
+            writer.write(whole[step * size : (step + 1) * size])
             await writer.drain()
-        except (OSError, ValueError, asyncio.TimeoutError) as error:
-            writer.write(f"broken: {error}\n".encode())
-        finally:
-            writer.close()
+            started.set()
+            await asyncio.sleep(0.05)
+        status, _, _ = await self.response(reader)
+        if status not in (201, 204):
+            raise Broken(f"upload: {status}")
+        _, _, length = await self.get(reader, writer, f"/upload/{name}")
+        if await reader.readexactly(length) != whole:
+            raise Broken("upload: other bytes")
 
-    async def serve_first(reader, writer):
-        # The seed is known to both: the server sends without a request.
+    async def run(self, kind, vip, name, started):
         try:
-            await send(writer, 7, SECONDS_FIRST)
-        except OSError:
-            pass
-        finally:
+            reader, writer = await asyncio.open_connection(vip, 80)
+            limit = self.seconds + PATIENCE_S
+            await asyncio.wait_for(kind(reader, writer, name, started), limit)
             writer.close()
-
-    servers = []
-    for address in addresses:
-        servers.append(await asyncio.start_server(serve_one, address, port, backlog=4096))
-        servers.append(await asyncio.start_server(serve_first, address, port + 1, backlog=4096))
-    print("listening", flush=True)
-    await asyncio.gather(*(server.serve_forever() for server in servers))
+        finally:
+            started.set()
 
 
-SECONDS_FIRST = 0.0
-
-
-async def transfer(address, port, source, way, seed, seconds):
-    at = port + 1 if way == "first" else port
-    reader, writer = await asyncio.open_connection(address, at, local_addr=(source, 0))
-    try:
-        if way == "first":
-            return await receive(reader, 7, seconds)
-        writer.write(f"{way} {seed} {seconds}\n".encode())
-        if way == "down":
-            return await receive(reader, seed, seconds)
-        await send(writer, seed, seconds)
-        reply = (await asyncio.wait_for(reader.readline(), 30)).decode()
-        return float(reply)
-    finally:
-        writer.close()
-
-
-async def run(seconds, targets):
-    result = {}
-    tasks = []
-    for target in targets:
-        name, address, port, source, count = target.split(",")
-        result[name] = {"transfers": 0, "broken": 0, "gap_ms": 0, "errors": []}
-        for number in range(int(count)):
-            way = ("up", "down", "first")[number % 3]
-            seed = number + 1
-            args = (address, int(port), source, way, seed, seconds)
-            tasks.append((name, asyncio.create_task(transfer(*args))))
-            await asyncio.sleep(0.002)
+async def main(big, seconds, count, vips):
+    transfers = Transfers(big, seconds)
+    kinds = itertools.cycle([transfers.conversation, transfers.download, transfers.upload])
+    plan = [(next(kinds), vip) for vip in vips for _ in range(count)]
+    started = [asyncio.Event() for _ in plan]
+    running = [
+        asyncio.create_task(transfers.run(kind, vip, f"t{number}", started[number]))
+        for number, (kind, vip) in enumerate(plan)
+    ]
+    for event in started:
+        await event.wait()
     print("running", flush=True)
-    for name, task in tasks:
-        entry = result[name]
-        entry["transfers"] += 1
-        try:
-            entry["gap_ms"] = max(entry["gap_ms"], round(1000 * await task))
-        except (OSError, ValueError, asyncio.TimeoutError) as error:
-            entry["broken"] += 1
-            if len(entry["errors"]) < 3:
-                entry["errors"].append(f"{type(error).__name__}: {error}")
-    print(json.dumps(result), flush=True)
+    ends = await asyncio.gather(*running, return_exceptions=True)
+    broken = [
+        f"{vip}: {kind.__name__}: {end!r}"
+        for (kind, vip), end in zip(plan, ends, strict=True)
+        if end is not None
+    ]
+    print(json.dumps({"transfers": len(plan), "broken": broken, "gap_ms": int(transfers.gap * 1000)}))
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        SECONDS_FIRST = float(sys.argv[2])
-        asyncio.run(serve(int(sys.argv[3]), sys.argv[4:]))
-    else:
-        asyncio.run(run(float(sys.argv[2]), sys.argv[3:]))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]))

@@ -485,7 +485,6 @@ impl Rig {
             let parts = Parts {
                 queues,
                 pool,
-                macs: (0..nics).map(nic_mac).collect(),
                 shared: Arc::clone(&shared),
                 parked: PARKED,
                 index: u8::try_from(index).unwrap(),
@@ -546,8 +545,7 @@ impl Rig {
     /// The explainer of this rig's flows.
     #[allow(dead_code, reason = "not every test asks")]
     pub fn explainer(&self) -> Explainer {
-        let macs = (0..self.nics[0].len()).map(nic_mac).collect();
-        Explainer::new(macs, Arc::clone(&self.shared), self.stats.clone()).unwrap()
+        Explainer::new(Arc::clone(&self.shared), self.stats.clone()).unwrap()
     }
 
     /// The present time.

@@ -1,13 +1,15 @@
 //! Addresses of VIPs and SNAT sources on the NICs.
 
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 use tracing::debug;
 
 use super::world::World;
 use crate::config::{self, Announce, Config};
 use crate::control::announce::{Announcer, Assignment};
 use crate::control::error::AnnounceError;
+use crate::control::netlink::Link;
 use crate::control::state::VipEntry;
+use crate::control::view::NicView;
 use crate::forwarding::FlowAction;
 
 /// State of the announced addresses.
@@ -43,6 +45,12 @@ impl Announcing {
 
     /// Announces again after a failure or a change.
     pub(super) async fn retry(&mut self, world: &mut World) {
+        if world.macs_changed {
+            match self.announcer.announce_again(&world.nics).await {
+                Ok(()) => world.macs_changed = false,
+                Err(error) => debug!("{error}; tried again"),
+            }
+        }
         if (self.pending || world.readdress)
             && let Err(error) = self.announce(world).await
         {
@@ -83,5 +91,35 @@ fn places(world: &World) -> HashSet<Assignment> {
                 .map(|network| Assignment { interface: interface.clone(), address: network.ip() }),
         );
     }
+    places.retain(|place| has_program(world, &place.interface));
     places
+}
+
+/// Whether packets to an address on an interface meet an XDP program: that of the NIC below it, or,
+/// for an interface that is on no NIC, such as the loopback, that of any NIC.
+fn has_program(world: &World, interface: &str) -> bool {
+    let World { nics, without_program, network, .. } = world;
+    if without_program.is_empty() {
+        return true;
+    }
+    let below = nic_below(interface, nics, &network.links);
+    below.map_or(without_program.len() < nics.len(), |nic| !without_program.contains(nic))
+}
+
+/// Returns the NIC that an interface is, or is a VLAN device of.
+fn nic_below<'n>(
+    interface: &str,
+    nics: &'n [NicView],
+    links: &HashMap<u32, Link>,
+) -> Option<&'n String> {
+    let mut name = interface;
+    // A VLAN device may lie on another.
+    for _ in 0..3 {
+        if let Some(nic) = nics.iter().find(|nic| nic.interface == name) {
+            return Some(&nic.interface);
+        }
+        let link = links.values().find(|link| link.name == name)?;
+        name = &links.get(&link.vlan?.below)?.name;
+    }
+    None
 }

@@ -79,8 +79,16 @@ impl Parts {
         self.splitting.advance(world, now);
     }
 
+    /// Handles a change of a link.
+    pub(super) async fn links(&mut self) -> Result<(), ControlError> {
+        let Self { world, steering, .. } = self;
+        self.nics.watch(world, steering)?;
+        self.announcing.retry(world).await;
+        Ok(())
+    }
+
     /// Runs the work that is due every second.
-    pub(super) async fn second(&mut self) {
+    pub(super) async fn second(&mut self) -> Result<(), ControlError> {
         let Self { world, steering, .. } = self;
         self.removing.recount(world, steering);
         world.publisher.reap();
@@ -88,9 +96,8 @@ impl Parts {
         self.ageing.advance();
         self.flow_rates.advance(&world.registry, &world.workers, Instant::now());
         compare_answers(world);
-        self.nics.watch(world, steering);
         steering.retry(world);
-        self.announcing.retry(world).await;
+        self.links().await
     }
 
     /// Builds the status document.

@@ -83,6 +83,21 @@ impl Steering {
         self.port.nic_now(nic)
     }
 
+    /// Attaches the program to a NIC again.
+    pub(super) fn attach_again(&mut self, nic: NicIndex) -> Result<(), String> {
+        self.port.attach_again(nic)
+    }
+
+    /// Attaches the guard of a NIC to an interface.
+    pub(super) fn guard_again(&mut self, nic: NicIndex, ifindex: u32) -> Result<(), String> {
+        self.port.guard_again(nic, ifindex)
+    }
+
+    /// Sets the MAC of a NIC in its program.
+    pub(super) fn set_mac(&mut self, nic: NicIndex, mac: [u8; 6]) -> Result<(), String> {
+        self.port.set_mac(nic, mac)
+    }
+
     /// Returns the counters of the first `nics` NICs.
     pub(super) fn counters(&mut self, nics: usize) -> Vec<(SteerCounters, SocketStatistics)> {
         let nics = (0..).map(NicIndex).take(nics);
@@ -135,6 +150,18 @@ pub(super) mod tests {
 
         fn nic_now(&mut self, _nic: NicIndex) -> Result<NicNow, String> {
             Ok(NicNow::Gone)
+        }
+
+        fn attach_again(&mut self, _nic: NicIndex) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn guard_again(&mut self, _nic: NicIndex, _ifindex: u32) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn set_mac(&mut self, _nic: NicIndex, _mac: [u8; 6]) -> Result<(), String> {
+            Ok(())
         }
     }
 

@@ -39,6 +39,10 @@ pub(super) struct World {
     pub(super) dirty: bool,
     /// Whether the announced addresses are out of date.
     pub(super) readdress: bool,
+    /// Interfaces of the NICs that have no XDP program of ours: no address is announced there.
+    pub(super) without_program: Vec<String>,
+    /// Whether a NIC has another MAC, which is not announced yet.
+    pub(super) macs_changed: bool,
     /// Events for operators.
     pub(super) journal: Journal,
     /// Saver of the registry for a later process.
@@ -119,6 +123,8 @@ pub(super) mod tests {
             publisher: Publisher::new(first).0,
             dirty: true,
             readdress: false,
+            without_program: Vec::new(),
+            macs_changed: false,
             journal: Journal::default(),
             saving: Saving::off(),
         };

@@ -94,6 +94,18 @@ pub enum ProgramError {
         /// The kernel's reason.
         reason: String,
     },
+    /// The guard cannot be loaded, or attached.
+    #[error(
+        "{interface}: no guard in the kernel ({reason}): while the XDP program is not attached, the \
+         kernel resets connections to VIPs; it needs CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS, \
+         and no filter of another kind with priority 1 (`tc filter show dev {interface} ingress`)"
+    )]
+    Guard {
+        /// The NIC.
+        interface: String,
+        /// The kernel's reason.
+        reason: String,
+    },
     /// The traffic generator's program could not be run.
     #[error(
         "{interface}: cannot send by BPF_PROG_RUN: {reason}; live frames need kernel 5.18 or newer, \

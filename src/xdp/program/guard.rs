@@ -1,0 +1,60 @@
+//! The guard: a tc program behind the XDP program, for the time when there is no XDP program.
+//!
+//! It drops what the XDP program would redirect (`holdfast_guard` in `steer.bpf.c`), by the same
+//! maps. Any administrator may remove an XDP program, and a stop does. Without the guard the kernel
+//! would then answer a packet for a VIP by a RST, and forward a backend's reply to the client, which
+//! would answer it by a RST.
+//!
+//! The program is attached through rtnetlink, so that it outlives the process; the next start
+//! replaces it in one step. After `kill -9` it stays until then. A process that ends sets an end
+//! for it ([`LINGER`]), as there may be no next start.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::programs::{ProgramError, ProgramFd, SchedClassifier};
+
+use super::load::load_in_spite_of_signals;
+use crate::xdp::netlink::{IngressFilter, NetlinkError, Rtnetlink};
+
+/// Name of the program, in the object, in the kernel and in `tc filter show`.
+pub const GUARD_NAME: &str = "holdfast_guard";
+
+/// Place of the guard among the filters of a NIC. Those of priority 1 come first, and a handle is one
+/// filter among them: 'H', 'F'.
+const FILTER: IngressFilter = IngressFilter { priority: 1, handle: 0x4846, name: GUARD_NAME };
+
+/// Time for which the guard works after the end of the process: a restart has long begun, and a box
+/// whose holdfast has ended for good gets its ports back.
+pub const LINGER: Duration = Duration::from_secs(60);
+
+/// The loaded guard.
+pub(super) struct Guard {
+    program: ProgramFd,
+}
+
+impl Guard {
+    /// Loads the guard from the object of the XDP program, whose maps it shares.
+    pub(super) fn load(ebpf: &mut Ebpf) -> Result<Self, ProgramError> {
+        let program = ebpf.program_mut(GUARD_NAME).ok_or(ProgramError::UnexpectedProgramType)?;
+        let program: &mut SchedClassifier = program.try_into()?;
+        load_in_spite_of_signals(|| program.load())?;
+        Ok(Self { program: program.fd()?.try_clone()? })
+    }
+
+    /// Attaches the guard to a NIC, in the place of the guard of an earlier process.
+    pub(super) fn install(&self, netlink: &Rtnetlink, index: u32) -> Result<(), NetlinkError> {
+        netlink.add_clsact(index)?;
+        netlink.set_ingress_filter(index, self.program.as_fd().as_raw_fd(), &FILTER)
+    }
+
+    /// Whether the guard is attached to a NIC.
+    pub(super) fn is_installed(
+        &self,
+        netlink: &Rtnetlink,
+        index: u32,
+    ) -> Result<bool, NetlinkError> {
+        netlink.has_ingress_filter(index, &FILTER)
+    }
+}
