@@ -322,6 +322,7 @@ fn no_files_depend_on_each_other_in_a_circle() {
         "xdp",
         "wire",
         "replay",
+        "saved",
         "generator",
         "cli",
         "whatif",

@@ -578,7 +578,7 @@ pub(crate) mod tests {
             (|c| c.workers.flows = 1, "[workers] flows"),
             (|c| c.workers.io.busy_poll = 64, "[workers] busy_poll"),
             (|c| c.control.socket = "/x".into(), "[control] socket"),
-            (|c| c.state.directory = None, "[state] directory"),
+            (|c| c.state.directory = Some("/x".into()), "[state] directory"),
             (|c| c.hash.secret = [1; 16], "[hash] secret"),
             (|c| c.hash.table_size = 13, "[hash] table_size"),
             (|c| c.nics.clear(), "[[nic]] interface"),

@@ -20,6 +20,7 @@ use super::api::FlowsRemoved;
 use super::drain::RESETS;
 use super::identity::{self, InForce};
 use super::pins::Pins;
+use super::saved::{Moment, SavedRemoval};
 use crate::config;
 use crate::flow::entry::ConntrackEntry;
 use crate::forwarding::{FlowAction, OldListen};
@@ -126,6 +127,19 @@ impl<T> Removed<T> {
     /// Creates an item that is removed now.
     pub const fn new(what: T, flow_action: FlowAction, now: Instant) -> Self {
         Self { what, flow_action, since: now, flows: 0 }
+    }
+
+    /// Returns the removal as it is saved.
+    pub fn save<S>(&self, moment: &Moment, what: impl FnOnce(&T) -> S) -> SavedRemoval<S> {
+        let Self { what: item, flow_action, since, flows } = self;
+        let (flow_action, since, flows) = (*flow_action, moment.ticks_at(*since), *flows);
+        SavedRemoval { what: what(item), flow_action, since, flows }
+    }
+
+    /// Restores a saved removal.
+    pub fn restore<S>(saved: SavedRemoval<S>, moment: &Moment, what: impl FnOnce(S) -> T) -> Self {
+        let SavedRemoval { what: item, flow_action, since, flows } = saved;
+        Self { what: what(item), flow_action, since: moment.instant_at(since), flows }
     }
 
     /// Returns whether the item is to be given up: it has no flows, or its flows had time to be

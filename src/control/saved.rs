@@ -10,7 +10,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::removed::Removed;
 use crate::config;
 use crate::forwarding::{FlowAction, Service};
 use crate::net::Listen;
@@ -126,21 +125,6 @@ impl Moment {
         }
         let ago = self.ticks.since(at).duration();
         self.instant.checked_sub(ago).unwrap_or(self.instant)
-    }
-}
-
-impl<T> Removed<T> {
-    /// Returns the removal as it is saved.
-    pub fn save<S>(&self, moment: &Moment, what: impl FnOnce(&T) -> S) -> SavedRemoval<S> {
-        let Self { what: item, flow_action, since, flows } = self;
-        let (flow_action, since, flows) = (*flow_action, moment.ticks_at(*since), *flows);
-        SavedRemoval { what: what(item), flow_action, since, flows }
-    }
-
-    /// Restores a saved removal.
-    pub fn restore<S>(saved: SavedRemoval<S>, moment: &Moment, what: impl FnOnce(S) -> T) -> Self {
-        let SavedRemoval { what: item, flow_action, since, flows } = saved;
-        Self { what: what(item), flow_action, since: moment.instant_at(since), flows }
     }
 }
 

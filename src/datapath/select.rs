@@ -630,11 +630,13 @@ mod tests {
         for (forward, expected) in [(Forward::Dsr, None), (Forward::Nat, Some(Drop::TableFull))] {
             let mut bed = Bed::new(1, &[vip(forward, 2)]);
             let mut conntrack = bed.conntrack(0);
-            let reason = (1..2000).find_map(|port| {
-                let packet = bed.request(port, "S");
+            let reason = (1..100).find_map(|port| {
+                let [packet, next] = ["S", "A"].map(|flags| bed.request(port, flags));
                 let context = bed.context(0, 0);
-                let opened = select(&packet, Miss::Open, &mut conntrack, &context);
-                opened.err().or_else(|| {
+                let opened = select(&packet, Miss::Open, &mut conntrack, &context).err();
+                // An established flow makes no room.
+                let _ = conntrack.track(&next, &context);
+                opened.or_else(|| {
                     (context.stats.table_full_unpinned.get() > 5).then_some(Drop::NoVip)
                 })
             });

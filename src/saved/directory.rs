@@ -11,8 +11,9 @@ use rustix::fs::{FlockOperation, FsWord, OFlags, flock, statfs};
 use rustix::process::geteuid;
 
 use crate::flow::memory::TableMemory;
-use crate::flow::table::TableError;
+use crate::flow::table::{FlowTable, TableError};
 use crate::format::reason;
+use crate::net::TableSecret;
 use crate::xdp::memory::{Arena, HUGE_PAGE, MappingError};
 
 /// `f_type` of statfs(2).
@@ -166,6 +167,30 @@ impl Set<'_> {
         std::mem::take(&mut *self.refused.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Returns the flow table that the earlier process has left for a worker, free to be written;
+    /// records why it cannot be used.
+    pub(super) fn flows(&self, worker: usize, secret: &TableSecret) -> Option<FlowTable> {
+        let name = flows_of(worker);
+        let found = match self.found(&name) {
+            Some(arena) => FlowTable::attach(arena),
+            None => Err(TableError::NotATable),
+        };
+        let found = found.and_then(|table| match table.secret().seed() == secret.seed() {
+            true => Ok(table),
+            false => Err(TableError::OtherSet),
+        });
+        match found {
+            Ok(table) => {
+                table.release_writer();
+                Some(table)
+            }
+            Err(error) => {
+                self.refuse(&name, &error);
+                None
+            }
+        }
+    }
+
     fn create(&self, place: &Path, name: &str, bytes: usize) -> io::Result<Arc<Arena>> {
         let directory = place.join(&self.name);
         make_private(&directory).map_err(io::Error::other)?;
@@ -212,6 +237,11 @@ impl TableMemory for Set<'_> {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         refused.push(format!("{name}: {error}"));
     }
+}
+
+/// Name of the flow table of a worker.
+pub(super) fn flows_of(worker: usize) -> String {
+    format!("flows-{worker}")
 }
 
 /// Options of a file that only its owner reads and writes, and that is no link.

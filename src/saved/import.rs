@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use super::directory::Set;
 use super::document::{Document, Facts};
-use super::tables::{Loss, found_flows};
 use crate::flow::entry::{ConntrackEntry, Pin, ReturnHop};
 use crate::flow::memory::{Anonymous, TableMemory};
 use crate::flow::shared::{SharedTables, TableSizes};
@@ -19,6 +18,9 @@ use crate::format::counted;
 use crate::net::{HashedKey, NextHop, NicIndex, TableSecret};
 use crate::units::Ticks;
 use crate::xdp::memory::{Arena, MappingError};
+
+/// State of the earlier process that cannot be used, in one sentence.
+pub type Loss = String;
 
 /// The tables of the earlier process.
 pub(super) struct Old {
@@ -51,7 +53,7 @@ impl Old {
     pub(super) fn open(memory: &Set<'_>, document: &Document) -> Result<Self, TableError> {
         let Document { seed, facts, .. } = document;
         let secret = TableSecret::new(*seed);
-        let flows = (0..facts.workers).filter_map(|worker| found_flows(memory, worker, &secret));
+        let flows = (0..facts.workers).filter_map(|worker| memory.flows(worker, &secret));
         let (addresses, first, last) = &facts.snat;
         let sizes = TableSizes {
             clients: facts.clients,

@@ -26,7 +26,8 @@ mod tables;
 
 pub use directory::{Directory, StateError};
 pub use document::{Document, Facts};
-pub use tables::{Loss, Tables, open};
+pub use import::Loss;
+pub use tables::{Tables, open};
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]

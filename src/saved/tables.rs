@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::directory::{Directory, Set};
+use super::directory::{Directory, flows_of};
 use super::document::{Document, Facts};
-use super::import::{Import, Old};
+use super::import::{Import, Loss, Old};
 use crate::config::Config;
 use crate::control::saved::{Moment, SavedRegistry};
 use crate::control::state::Registry;
@@ -27,9 +27,6 @@ pub struct Tables {
     /// Losses, for the operator.
     pub losses: Vec<Loss>,
 }
-
-/// State of the earlier process that cannot be used, in one sentence.
-pub type Loss = String;
 
 /// Creator of a worker's flow table: runs the function on that worker's core, so that the memory
 /// lies on its NUMA node.
@@ -139,7 +136,7 @@ impl Start<'_> {
     ) -> Result<Tables, TableError> {
         let memory = directory.set(document.set);
         let secret = TableSecret::new(document.seed);
-        let flows = self.flow_tables(|worker| match found_flows(&memory, worker, &secret) {
+        let flows = self.flow_tables(|worker| match memory.flows(worker, &secret) {
             Some(table) if table.capacity() as usize == self.config.workers.flows => {
                 table.populate(self.families())?;
                 Ok(table)
@@ -187,41 +184,8 @@ impl Start<'_> {
         let capacity = u32::try_from(self.config.workers.flows).unwrap_or(u32::MAX);
         let families = self.families();
         (self.on_core)(worker, &|| {
-            let arena = memory.fresh(&name(worker), FlowTable::bytes(capacity))?;
+            let arena = memory.fresh(&flows_of(worker), FlowTable::bytes(capacity))?;
             FlowTable::create(arena, capacity, secret.clone(), families)
         })
-    }
-}
-
-/// Name of the flow table of a worker.
-fn name(worker: usize) -> String {
-    format!("flows-{worker}")
-}
-
-/// Returns the flow table that the earlier process has left, free to be written; records why it
-/// cannot be used.
-pub(super) fn found_flows(
-    memory: &Set<'_>,
-    worker: usize,
-    secret: &TableSecret,
-) -> Option<FlowTable> {
-    let name = name(worker);
-    let found = match memory.found(&name) {
-        Some(arena) => FlowTable::attach(arena),
-        None => Err(TableError::NotATable),
-    };
-    let found = found.and_then(|table| match table.secret().seed() == secret.seed() {
-        true => Ok(table),
-        false => Err(TableError::OtherSet),
-    });
-    match found {
-        Ok(table) => {
-            table.release_writer();
-            Some(table)
-        }
-        Err(error) => {
-            memory.refuse(&name, &error);
-            None
-        }
     }
 }
