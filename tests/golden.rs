@@ -435,8 +435,14 @@ fn active(rig: &Rig) -> u64 {
 #[test]
 fn a_full_table_drops_new_flows_and_never_harms_established_ones() {
     let mut rig = Rig::with_flows(1, 1, 64, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
-    let before: Vec<_> =
-        (1000..1100).map(|port| rig.backend_of(&tcp(Family::V4, port, 80, SYN))).collect();
+    let mut before = Vec::new();
+    for port in 1000..1100 {
+        let backend = rig.backend_of(&tcp(Family::V4, port, 80, SYN));
+        if backend.is_some() {
+            assert_eq!(rig.backend_of(&tcp(Family::V4, port, 80, ACK)), backend);
+        }
+        before.push(backend);
+    }
     assert_eq!(before.iter().flatten().count(), 64);
     assert_eq!(rig.drops(0, Drop::TableFull), 36);
     for (port, backend) in (1000..).zip(&before).take(64) {

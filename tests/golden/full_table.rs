@@ -19,8 +19,8 @@ const LATER: std::ops::Range<u16> = 2000..2200;
 fn full(vip: VipSpec) -> Rig {
     let udp_vip = vip.protocol == Protocol::Udp;
     let mut rig = full_of_first_packets(vip);
-    // More than a burst of first datagrams.
-    rig.advance(300);
+    // After a burst of first datagrams, within the time-out.
+    rig.advance(60);
     for port in PINNED {
         let packet = if udp_vip { udp(Family::V4, port, 80, true) } else { segment(port, "A") };
         assert_eq!(rig.send(0, 0, &packet).len(), 1);
@@ -124,16 +124,15 @@ fn first_packets_make_room_for_others_and_established_flows_stay() {
             for port in LATER {
                 let first = rig.backend_of(&packet(port, "S"));
                 assert!(first.is_some(), "{name}: {port} found no room");
-                // Every tenth client comes back after its first packet, among those of the flood.
-                if port % 10 == 0 && honest.len() < 15 {
-                    rig.advance(300);
+                // Some clients come back after its first packet, among those of the flood.
+                if port % 40 == 0 {
+                    rig.advance(60);
                     assert_eq!(rig.backend_of(&packet(port, "A")), first, "{name}");
                     honest.push((port, first));
                 }
             }
             let stats = rig.stats(0);
-            assert_eq!(stats.flows_active.get(), 64, "{name}");
-            assert!(stats.flows_evicted.get() >= 200, "{name}: {}", stats.flows_evicted.get());
+            assert!(stats.flows_evicted.get() >= 100, "{name}: {}", stats.flows_evicted.get());
             assert_eq!((drops(&rig), stats.table_full_unpinned.get()), (0, 0), "{name}");
             let pinned = |rig: &Rig| rig.stats(0).flows_by_hash.get();
             let before = pinned(&rig);
