@@ -58,14 +58,16 @@ struct Victim<M> {
 }
 
 impl<M: Fn(Protocol, &FlowState) -> bool> Victim<M> {
-    /// Returns the time for which an entry was silent, if it may be removed.
-    fn silence<F: Family>(&self, table: &FamilyTable<F>, number: u32) -> Option<u32> {
+    /// Returns the age of an entry, if it may be removed. Not its silence: a flood's flows would
+    /// stay young by the SYN-ACKs that backends repeat.
+    fn age<F: Family>(&self, table: &FamilyTable<F>, number: u32) -> Option<u32> {
         let entry = table.entry(number)?;
         // Relaxed: other threads write only times and states of the entry.
         let protocol = protocol_of(F::common(entry).tail.load(Ordering::Relaxed))?;
         let flow_state = flow_state_of::<F>(entry);
-        let silence = self.now.since(flow_state.last_seen()).0;
-        (self.may_go)(protocol, &flow_state).then_some(silence)
+        let created = table.creations.get(number as usize)?.load(Ordering::Relaxed);
+        let age = self.now.since(Pin::from_words(flow_state, created).created).0;
+        (self.may_go)(protocol, &flow_state).then_some(age)
     }
 }
 
@@ -153,7 +155,7 @@ impl FlowWriter {
     }
 
     /// Removes an entry to make room for a flow: among the entries that the flow's two buckets name,
-    /// the one that was silent for longest of those for which `may_go` holds; if no entry at all is
+    /// the oldest of those for which `may_go` holds; if no entry at all is
     /// free, else the next such entry of a bounded number. Returns the removed entry.
     ///
     /// Cost: one look at up to 16 entries, and then at up to [`LOOKS`].
@@ -328,8 +330,8 @@ impl Free {
         let lines = buckets.into_iter().filter_map(|bucket| table.buckets.get(bucket));
         let named = lines.flat_map(|line| (0..SLOTS).map(|slot| bucket::content(line, slot)));
         let numbers = named.filter(|&(tag, _)| tag != 0).map(|(_, number)| number);
-        let silent = numbers.filter_map(|number| Some((find.silence(table, number)?, number)));
-        if let Some((_, number)) = silent.max() {
+        let old = numbers.filter_map(|number| Some((find.age(table, number)?, number)));
+        if let Some((_, number)) = old.max() {
             return Some(number);
         }
         if self.next(table).is_some() {
@@ -339,7 +341,7 @@ impl Free {
         (0..LOOKS).find_map(|_| {
             let number = self.hand;
             self.hand = if number + 1 >= self.unused { 0 } else { number + 1 };
-            find.silence(table, number).map(|_| number)
+            find.age(table, number).map(|_| number)
         })
     }
 
@@ -701,8 +703,8 @@ mod tests {
         assert_eq!((shown, removed.len(), writer.len()), (10, 10, 90), "removals are bounded");
     }
 
-    /// At a full table an entry that may go is found wherever it is, the longest silent one of the
-    /// flow's buckets first; without one nothing is removed.
+    /// At a full table an entry that may go is found wherever it is, the oldest one of the flow's
+    /// buckets first; without one nothing is removed.
     #[test]
     fn a_full_table_gives_up_an_entry_that_may_go() {
         let mut writer = table(1000);

@@ -72,14 +72,17 @@ fn sigterm_leaves_nothing_behind() {
 /// Invariant 8: without its workers, VIP traffic is dropped. The kernel, which has the VIP's
 /// address but no listener, would reset every connection.
 ///
-/// The next process does not know the flow, but the lookup table sends the client's next packet to
-/// the same backend.
+/// With its state the next process finds the pin. Without it, the lookup table sends the client's
+/// next packet to the same backend.
 #[test]
 fn after_sudden_death_connections_are_kept_for_the_next_process() {
-    for (forward, family) in [("nat", Family::V4), ("dsr", Family::V6)] {
+    for (forward, family, state) in [("nat", Family::V4, "none"), ("dsr", Family::V6, "")] {
         let lab = Lab::up(Topology::Stick);
         let vip = vip(forward, family, false);
-        let config = Config::new(&lab, 2, vec![vip.clone()]);
+        let mut config = Config::new(&lab, 2, vec![vip.clone()]);
+        if state == "none" {
+            config.more = "[state]\ndirectory = \"none\"\n".to_owned();
+        }
         let first = Holdfast::start(&lab, &config);
         let mut connection = conversation(&lab, &vip);
         let backend = connection.ask();
@@ -92,7 +95,7 @@ fn after_sudden_death_connections_are_kept_for_the_next_process() {
 
         let second = Holdfast::start(&lab, &config);
         assert_eq!(connection.ask(), backend, "{}: the connection did not survive", vip.name);
-        assert_eq!(second.status().totals.flows_by_hash, 1);
+        assert_eq!(second.status().totals.flows_by_hash, u64::from(state == "none"));
         requests(&lab, &vip, 0, 100).assert_from(&vip.name, &BACKENDS);
         let programs = xdp_programs(&lab);
         assert_eq!(programs.len(), 1, "the leftover was not replaced");

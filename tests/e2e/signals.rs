@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::lab::{
-    Config, Family, Holdfast, Lab, SOON, Topology, download, log_of, signal, vip, wait_for,
+    Config, Family, Holdfast, Lab, SOON, Topology, Vip, download, log_of, signal, vip, wait_for,
 };
 
 /// A reload that is requested during a start is carried out after it.
@@ -38,24 +38,35 @@ fn sigterm_and_sigint_during_a_start_end_it_cleanly() {
     }
 }
 
-/// `dsr` is not counted: its flows keep their backends by the hash.
+/// Without the state, `dsr` flows keep their backends by the hash, and the others are cut.
 #[test]
 fn a_stop_reports_how_many_flows_it_breaks() {
     let lab = Lab::up(Topology::Stick);
     let vips = ["dsr", "nat", "full_nat"].map(|forward| vip(forward, Family::V4, false));
-    let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vips.to_vec()));
+    let mut config = Config::new(&lab, 2, vips.to_vec());
+    for (state, message) in [
+        ("", "3 flows pinned: they go on when holdfast starts again"),
+        ("[state]\ndirectory = \"none\"\n", "2 flows of nat and full_nat pinned"),
+    ] {
+        config.more = state.to_owned();
+        let log = log_of_stop(&lab, &config, &vips);
+        assert!(log.contains(message), "{log}");
+    }
+}
+
+/// The log of a stop with a download through each VIP.
+fn log_of_stop(lab: &Lab, config: &Config, vips: &[Vip]) -> String {
+    let holdfast = Holdfast::start(lab, config);
     // The second and third downloads overwrite the file: only their beginning matters.
-    let transfers: Vec<_> = vips.iter().map(|vip| download(&lab, vip, Some("1m"))).collect();
-    for vip in &vips {
+    let _transfers: Vec<_> = vips.iter().map(|vip| download(lab, vip, Some("1m"))).collect();
+    for vip in vips {
         holdfast.wait_until("the download is established", |_| {
             let flows = holdfast.ok(&["flows", "--vip", &vip.name, "--json"]);
             flows.contains("\"established\"")
         });
     }
     holdfast.stop();
-    let log = std::fs::read_to_string(log_of(&lab)).unwrap();
-    assert!(log.contains("2 flows of nat and full_nat pinned"), "{log}");
-    drop(transfers);
+    std::fs::read_to_string(log_of(lab)).unwrap()
 }
 
 /// The kernel's verifier gives up at a signal, and is started again.
