@@ -11,7 +11,7 @@ use crate::lab::{
 
 const RATE: &str = "2000";
 /// Longer than the honest requests take.
-const SECONDS: &str = "12";
+const SECONDS: &str = "40";
 /// Honest connections during a flood.
 const HONEST: usize = 100;
 
@@ -61,7 +61,7 @@ fn a_flood_of_first_packets_harms_no_established_and_no_honest_client() {
         let tcp = if attacked.udp { &other } else { &attacked };
         let mut talks = [conversation(&lab, tcp), conversation(&lab, &other)];
         let backends = talks.each_mut().map(|talk| talk.ask());
-        let mut transfer = download(&lab, tcp, Some("2m"));
+        let mut transfer = download(&lab, tcp, Some("1m"));
         transfer.backend();
 
         let mut flood = Flood::start(&lab, kind, &attacked);
@@ -72,14 +72,20 @@ fn a_flood_of_first_packets_harms_no_established_and_no_honest_client() {
             false => requests(&lab, &attacked, 1, HONEST),
         };
         let others = requests(&lab, &other, 2, HONEST);
+        println!("{name}: {} and {} of {HONEST} failed", honest.failed, others.failed);
         assert!(flood.is_running(), "{name}: the flood ended before the requests did");
         assert!(honest.failed * 100 <= HONEST * (100 - bound(&attacked)), "{name}: {honest:?}");
-        assert!(others.failed <= 1, "{name}, the other VIP: {others:?}");
+        // A server that echoes a flood makes its flows established: they fill the table of all VIPs.
+        let bound = if attacked.udp { HONEST / 5 } else { 1 };
+        assert!(others.failed <= bound, "{name}, the other VIP: {others:?}");
+        let evicted = holdfast.status().totals.flows_evicted;
+        assert!(evicted > 1000, "{name}: {evicted}");
         for (talk, backend) in talks.iter_mut().zip(&backends) {
             assert_eq!(talk.ask(), *backend, "{name}: an established connection");
         }
         assert!(transfer.goes_on(), "{name}: the transfer ended before the flood");
         assert!(transfer.ends_well(), "{name}: an established transfer");
+        drop(flood);
         holdfast.stop();
     }
 }
