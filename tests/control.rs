@@ -230,7 +230,7 @@ impl SteeringProgram for NoProgram {
     }
 
     fn attach(&mut self) -> Result<Vec<AttachedView>, String> {
-        Ok(vec![AttachedView { xdp: "native".to_owned(), fallback: None }])
+        Ok(vec![AttachedView { xdp: "native".to_owned(), fallbacks: Vec::new() }])
     }
 
     fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
