@@ -6,7 +6,7 @@ use crate::control::{
 };
 use crate::net::{NicIndex, SteerRules};
 use crate::xdp::nic::{self, LinkNow, Nic};
-use crate::xdp::program::{ProgramError, Steering};
+use crate::xdp::program::{Attached, ProgramError, Steering};
 use crate::xdp::socket::Monitor;
 
 /// Error of a request for a NIC that is not configured.
@@ -54,16 +54,18 @@ impl SteeringProgram for Steerings {
     }
 
     fn attach(&mut self) -> Result<Vec<AttachedView>, String> {
-        self.0
-            .iter_mut()
-            .map(|Steered { steering, .. }| {
-                let mode = steering.attach().map_err(|error| error.to_string())?;
-                let unguarded = steering.guard().err().map(|error| error.to_string());
-                let fallback = steering.fallback_reason().map(str::to_owned);
-                let fallbacks = fallback.into_iter().chain(unguarded).collect();
-                Ok(AttachedView { xdp: mode.as_str().to_owned(), fallbacks })
-            })
-            .collect()
+        // Forwarding begins with the programs, so the guards, which take the verifier some time,
+        // come after all of them.
+        for Steered { steering, .. } in &mut self.0 {
+            steering.attach().map_err(|error| error.to_string())?;
+        }
+        let attached = |Steered { steering, .. }: &mut Steered| {
+            let unguarded = steering.guard().err().map(|error| error.to_string());
+            let fallback = steering.fallback_reason().map(str::to_owned);
+            let xdp = steering.mode().map_or("", Attached::as_str).to_owned();
+            AttachedView { xdp, fallbacks: fallback.into_iter().chain(unguarded).collect() }
+        };
+        Ok(self.0.iter_mut().map(attached).collect())
     }
 
     fn counters(&mut self, nic: NicIndex) -> SteerCounters {

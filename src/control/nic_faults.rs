@@ -114,11 +114,8 @@ impl NicFault {
 
     /// Whether the NIC has no XDP program of holdfast.
     pub const fn is_without_program(&self) -> bool {
-        match self {
-            Self::Gone | Self::MadeAgain { .. } => true,
-            Self::ProgramGone | Self::ProgramReplaced { .. } => true,
-            _ => false,
-        }
+        use NicFault::{Gone, MadeAgain, ProgramGone, ProgramReplaced};
+        matches!(self, Gone | MadeAgain { .. } | ProgramGone | ProgramReplaced { .. })
     }
 }
 

@@ -268,17 +268,22 @@ impl Steering {
     /// [`LINGER`] after the end of this value.
     ///
     /// # Errors
-    /// [`ProgramError::Guard`].
+    /// [`ProgramError::Guard`]; there is no guard then.
     pub fn guard(&mut self) -> Result<(), ProgramError> {
-        self.guard_interface(self.index)
+        self.load_guard()?;
+        let installed = self.guard_interface(self.index);
+        if installed.is_err() {
+            self.guard = None;
+        }
+        installed
     }
 
-    /// Attaches the guard to another interface: the one that has taken the NIC's name.
+    /// Attaches the guard, if there is one, to an interface: to the NIC again, or to the interface
+    /// that has taken the NIC's name.
     ///
     /// # Errors
     /// [`ProgramError::Guard`].
-    pub fn guard_interface(&mut self, index: u32) -> Result<(), ProgramError> {
-        self.load_guard()?;
+    pub fn guard_interface(&self, index: u32) -> Result<(), ProgramError> {
         let installed = self.guard.as_ref().map(|guard| guard.install(&self.netlink, index));
         installed.unwrap_or(Ok(())).map_err(|reason| self.guard_error(&reason))
     }

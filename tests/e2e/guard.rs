@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::e2e::kernel::banner;
 use crate::lab::{
-    Config, Family, Holdfast, Lab, Running, SOON, Topology, Vip, conversation, download, tunnel,
-    vip, wait_for,
+    Config, Family, Holdfast, Lab, Running, SOON, Topology, Vip, conversation, download, requests,
+    tunnel, vip, wait_for,
 };
 
 /// A capture of all packets of a host.
@@ -134,6 +134,31 @@ fn without_process_and_program_the_kernel_is_silent_for_vips_and_as_ever_for_the
     remove_program(&lab);
     remove_guard(&lab, "eth0");
     assert_eq!(curl(&lab, &tcp[0].url()), Some(7), "it was the guard that kept the kernel silent");
+}
+
+/// A filter of another kind in the guard's place is left alone.
+#[test]
+fn without_a_guard_holdfast_forwards_and_reports_it() {
+    let lab = Lab::up(Topology::Stick);
+    let (source, object) = (lab.state().join("other.c"), lab.state().join("other.o"));
+    let program = "__attribute__((section(\"classifier\"), used)) int other(void *c) { return -1; }\n\
+                   char _license[] __attribute__((section(\"license\"), used)) = \"GPL\";\n";
+    std::fs::write(&source, program).unwrap();
+    let (source, object) = (source.to_str().unwrap(), object.to_str().unwrap());
+    lab.run("lb", &["clang", "-O2", "-g", "-target", "bpf", "-c", source, "-o", object]);
+    lab.run("lb", &["tc", "qdisc", "add", "dev", "eth0", "clsact"]);
+    let place = ["tc", "filter", "add", "dev", "eth0", "ingress", "pref", "1", "protocol", "ip"];
+    lab.run("lb", &[&place[..], &["bpf", "direct-action", "object-file", object]].concat());
+    let nat = vip("nat", Family::V4, false);
+    let holdfast = Holdfast::start(&lab, &Config::new(&lab, 1, vec![nat.clone()]));
+    let nic = holdfast.status().nics.remove(0);
+    assert!(matches!(&nic.fallbacks[..], [text] if text.contains("no guard")), "{nic:?}");
+    assert!(holdfast.log().contains("tc filter show dev eth0 ingress"), "{}", holdfast.log());
+    requests(&lab, &nat, 0, 10).assert_none_failed("without a guard");
+    sleep(Duration::from_millis(1100));
+    assert!(holdfast.status().nics[0].faults.is_empty(), "it is no fault that comes and goes");
+    holdfast.stop();
+    assert_eq!(guard(&lab, "eth0"), "");
 }
 
 /// Addresses go first at a stop, so packets of clients find no listener; those of backends would be
