@@ -97,21 +97,22 @@ type Assembled = (Controller, ApiState, ControlSocket, Box<dyn FnOnce()>);
 
 /// Opens netlink and connects the parts. Changes nothing outside the process.
 fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled, ControlError> {
-    let netlink = Netlink::open()?;
+    // A socket each: the kernel dumps one table at a time per socket.
+    let (for_hops, for_addresses) = (Netlink::open()?, Netlink::open()?);
     let change_notifier = netlink::watch()?;
     let (requests, request_receiver) = mpsc::channel(admin::QUEUE);
     let now = Instant::now();
     let mut registry = Registry::new(inputs.config.full_nat.numbered());
     registry.apply(&inputs.config.vips, &inputs.workers, now)?;
     let (targets, target_receiver) = watch::channel(registry.targets());
-    let network = neighbour::start(netlink.clone(), change_notifier, &inputs.nics, target_receiver);
+    let network = neighbour::start(for_hops, change_notifier, &inputs.nics, target_receiver);
     let tables: Vec<_> =
         inputs.workers.iter().map(|worker| Arc::clone(&worker.flows) as Arc<dyn Pins>).collect();
     let on_drained = &inputs.config.control.on_drained;
     let advertiser = Advertiser::start(inputs.send_frame);
     let parts = Parts {
         steering: Steering::new(inputs.steering),
-        announcing: Announcing::new(Announcer::new(netlink, &inputs.nics, advertiser)),
+        announcing: Announcing::new(Announcer::new(for_addresses, &inputs.nics, advertiser)),
         troubles: Troubles::default(),
         next_hops: NextHops::new(network),
         health: Health::new(),

@@ -5,6 +5,13 @@
 //! which therefore does not see that neighbours are in use: the task probes unknown ones every
 //! [`RETRY`] and verifies stale ones every [`VERIFY`], so that a changed MAC is noticed.
 //!
+//! A next hop is kept until the kernel reports another one, or that the neighbour does not reply. An
+//! entry that is missing from the kernel's table proves neither: the kernel drops entries to save
+//! memory, when an operator flushes them, and all those of a link that loses its carrier
+//! (net/core/neighbour.c, `neigh_carrier_down`). Without a carrier, silence proves nothing either.
+//! What the kernel learnt of a neighbour meanwhile is discarded when the carrier returns, as its own
+//! next attempt could be a second away.
+//!
 //! Cost per pass: four dumps and one route look-up (~20 us) per distinct address. A pass is
 //! followed by a pause of four times its length, so that a box with constantly changing routes
 //! spends at most a fifth of the control thread here.
@@ -137,7 +144,27 @@ pub struct Resolver {
     targets: watch::Receiver<HashSet<IpAddr>>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     probes: Probes,
+    /// Interface indices of the links that had no carrier at the last pass.
+    without_carrier: HashSet<u32>,
     failing: bool,
+}
+
+/// The kernel's links and neighbours in a pass.
+struct Known {
+    links: HashMap<u32, Link>,
+    neighbours: HashMap<(u32, IpAddr), Neighbour>,
+    /// Interface indices of the links whose carrier has returned since the last pass.
+    returned: HashSet<u32>,
+}
+
+impl Known {
+    fn neighbour(&self, key: (u32, IpAddr)) -> Neighbour {
+        self.neighbours.get(&key).copied().unwrap_or(Neighbour::UNKNOWN)
+    }
+
+    fn has_carrier(&self, ifindex: u32) -> bool {
+        self.links.get(&ifindex).is_some_and(|link| !link.no_carrier)
+    }
 }
 
 /// Times of the last probes of neighbours.
@@ -150,7 +177,7 @@ impl Probes {
     /// Returns whether a neighbour is due for a probe; if so, records a probe now.
     fn due(&mut self, key: (u32, IpAddr), certainty: Certainty, now: Instant) -> bool {
         let pause = match certainty {
-            Certainty::Good => return false,
+            Certainty::Good | Certainty::Fixed | Certainty::Probing => return false,
             Certainty::Stale => VERIFY,
             Certainty::Resolving | Certainty::Failed => RETRY,
         };
@@ -160,6 +187,11 @@ impl Probes {
             self.last.insert(key, now);
         }
         due
+    }
+
+    /// Makes the neighbours of links due at once.
+    fn hasten(&mut self, links: &HashSet<u32>) {
+        self.last.retain(|(ifindex, _), _| !links.contains(ifindex));
     }
 
     /// Removes entries that no longer delay a probe.
@@ -178,8 +210,9 @@ pub fn start(
     let nics: Vec<u32> = nics.iter().map(|nic| nic.ifindex).collect();
     let ports = nics.iter().copied().zip((0..).map(NicIndex)).collect();
     let (snapshot, receiver) = watch::channel(Arc::default());
-    let probes = Probes::default();
-    let resolver = Resolver { netlink, nics, ports, targets, snapshot, probes, failing: false };
+    let (probes, without_carrier) = (Probes::default(), HashSet::new());
+    let resolver =
+        Resolver { netlink, nics, ports, targets, snapshot, probes, without_carrier, failing: false };
     tokio::spawn(resolver.run(change_notifier));
     receiver
 }
@@ -206,9 +239,8 @@ impl Resolver {
     /// and no neighbour's reply is outstanding.
     async fn pass(&mut self, first: bool) -> bool {
         match self.resolve().await {
-            Ok(snapshot) => {
+            Ok((snapshot, settled)) => {
                 self.failing = false;
-                let settled = !snapshot.hops.values().any(awaits_an_answer);
                 self.snapshot.send_if_modified(|current| {
                     let changed = first || **current != snapshot;
                     *current = Arc::new(snapshot);
@@ -225,7 +257,7 @@ impl Resolver {
         }
     }
 
-    async fn resolve(&mut self) -> Result<Snapshot, Error> {
+    async fn resolve(&mut self) -> Result<(Snapshot, bool), Error> {
         let targets: Vec<IpAddr> = self.targets.borrow().iter().copied().collect();
         let addresses = self.netlink.addresses().await?;
         let links = self.netlink.links().await?;
@@ -237,49 +269,94 @@ impl Resolver {
             .try_collect()
             .await?;
         let neighbours = self.netlink.neighbours().await?;
+        let returned = self.returned(&links);
+        self.probes.hasten(&returned);
+        let known = Known { links, neighbours, returned };
         let mut hops = HashMap::with_capacity(routes.len());
         let mut mtus = HashMap::with_capacity(routes.len());
+        let mut settled = true;
         for (target, route) in routes {
-            let hop = self.next_hop(route, &links, &neighbours).await;
-            if hop.is_ok() {
-                mtus.insert(target, path_mtu(route, &links));
+            if let Route::Via { ifindex, hop, .. } = route {
+                settled &= self.ask((ifindex, hop), &known).await;
+            }
+            let hop = next_hop(route, self.last_hop(target), &known, &self.nics, &self.ports);
+            if hop.is_ok() && route != Route::None {
+                mtus.insert(target, path_mtu(route, &known.links));
             }
             hops.insert(target, hop);
         }
-        let nic_mtus = self.nics.iter().map(|&ifindex| link_mtu(ifindex, &links)).collect();
         self.probes.prune(Instant::now());
+        let Known { links, .. } = known;
+        let nic_mtus = self.nics.iter().map(|&ifindex| link_mtu(ifindex, &links)).collect();
         let arp = Arp::read_all(links.values(), &addresses);
-        Ok(Snapshot { hops, mtus, nic_mtus, addresses, links, arp })
+        Ok((Snapshot { hops, mtus, nic_mtus, addresses, links, arp }, settled))
     }
 
-    async fn next_hop(
-        &mut self,
-        route: Route,
-        links: &HashMap<u32, Link>,
-        neighbours: &HashMap<(u32, IpAddr), Neighbour>,
-    ) -> Result<NextHop, Problem> {
-        let (ifindex, hop) = match route {
-            Route::Local => return Err(Problem::Local),
-            Route::None => return Err(Problem::NoRoute),
-            Route::Via { ifindex, hop, .. } => (ifindex, hop),
-        };
-        let (port, vlan) = out_of(ifindex, links, &self.ports)?;
-        let known = neighbours.get(&(ifindex, hop)).copied();
-        let known = known.unwrap_or(Neighbour { mac: None, certainty: Certainty::Resolving });
-        if self.probes.due((ifindex, hop), known.certainty, Instant::now())
-            && let Err(error) = self.netlink.probe(ifindex, hop).await
-        {
-            debug!("neighbour {hop}: cannot be asked for: {error}");
-        }
-        match (known.certainty, known.mac) {
-            (Certainty::Good | Certainty::Stale, Some(mac)) => Ok(NextHop { nic: port, mac, vlan }),
-            (Certainty::Failed, _) => {
-                let interface = name(ifindex, links);
-                Err(Problem::NoAnswer { hop, interface })
-            }
-            _ => Err(Problem::Resolving),
-        }
+    /// Returns the links whose carrier has returned since the last pass.
+    fn returned(&mut self, links: &HashMap<u32, Link>) -> HashSet<u32> {
+        let without = links.values().filter(|link| link.no_carrier).map(|link| link.index);
+        let before = std::mem::replace(&mut self.without_carrier, without.collect());
+        &before - &self.without_carrier
     }
+
+    /// The next hop of a target after the last pass.
+    fn last_hop(&self, target: IpAddr) -> Option<NextHop> {
+        self.snapshot.borrow().hops.get(&target)?.as_ref().ok().copied()
+    }
+
+    /// Probes a neighbour that is due. Returns false if its reply is outstanding.
+    async fn ask(&mut self, key: (u32, IpAddr), known: &Known) -> bool {
+        let (ifindex, hop) = key;
+        let certainty = known.neighbour(key).certainty;
+        let unresolved = matches!(certainty, Certainty::Resolving | Certainty::Failed);
+        // The event of the carrier's return leads to the next pass.
+        if out_of(ifindex, &known.links, &self.ports).is_err() || !known.has_carrier(ifindex) {
+            return true;
+        }
+        if self.probes.due(key, certainty, Instant::now()) {
+            if unresolved && known.returned.contains(&ifindex) {
+                // An error: the entry has gone by itself.
+                let _ = self.netlink.forget(ifindex, hop).await;
+            }
+            if let Err(error) = self.netlink.probe(ifindex, hop).await {
+                debug!("neighbour {hop}: cannot be asked for: {error}");
+            }
+        }
+        !unresolved
+    }
+}
+
+/// Returns the next hop of a target: that of its route and neighbour, or the `last` one while the
+/// kernel does not know.
+fn next_hop(
+    route: Route,
+    last: Option<NextHop>,
+    known: &Known,
+    nics: &[u32],
+    ports: &HashMap<u32, NicIndex>,
+) -> Result<NextHop, Problem> {
+    let (ifindex, hop) = match route {
+        Route::Local => return Err(Problem::Local),
+        Route::None => {
+            // The kernel may hide routes by a link without a carrier
+            // (net.ipv4.conf.*.ignore_routes_with_linkdown).
+            let nic = |last: &NextHop| nics.get(usize::from(last.nic.0)).copied();
+            let cut = |last: &NextHop| nic(last).is_some_and(|nic| !known.has_carrier(nic));
+            return last.filter(cut).ok_or(Problem::NoRoute);
+        }
+        Route::Via { ifindex, hop, .. } => (ifindex, hop),
+    };
+    let (nic, vlan) = out_of(ifindex, &known.links, ports)?;
+    let neighbour = known.neighbour((ifindex, hop));
+    if let Some(mac) = neighbour.usable() {
+        return Ok(NextHop { nic, mac, vlan });
+    }
+    let failed = neighbour.certainty == Certainty::Failed;
+    let proven = failed && known.has_carrier(ifindex) && !known.returned.contains(&ifindex);
+    last.filter(|_| !proven).ok_or_else(|| match failed {
+        true => Problem::NoAnswer { hop, interface: name(ifindex, &known.links) },
+        false => Problem::Resolving,
+    })
 }
 
 /// Returns the longest packet that may leave by a route, in bytes: the route's own MTU, but at most
@@ -294,11 +371,6 @@ fn path_mtu(route: Route, links: &HashMap<u32, Link>) -> u16 {
 fn link_mtu(ifindex: u32, links: &HashMap<u32, Link>) -> u16 {
     let mtu = links.get(&ifindex).map(|link| link.mtu).filter(|&mtu| mtu > 0);
     mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(UNLIMITED)
-}
-
-/// Returns whether another probe soon may help.
-fn awaits_an_answer(hop: &Result<NextHop, Problem>) -> bool {
-    matches!(hop, Err(Problem::Resolving | Problem::NoAnswer { .. }))
 }
 
 /// Returns the NIC and VLAN tags of an outgoing interface: a NIC, a VLAN device on a NIC, or a VLAN
@@ -404,6 +476,8 @@ mod tests {
         let at = |ms| now + Duration::from_millis(ms);
         for (name, ms, certainty, expected) in [
             ("a good one never", 0, Certainty::Good, false),
+            ("a fixed one never", 0, Certainty::Fixed, false),
+            ("one that is being asked never", 0, Certainty::Probing, false),
             ("an unknown one at once", 0, Certainty::Resolving, true),
             ("not twice within a second", 999, Certainty::Failed, false),
             ("again after a second", 1_000, Certainty::Failed, true),
@@ -412,7 +486,52 @@ mod tests {
         ] {
             assert_eq!(probes.due(key, certainty, at(ms)), expected, "{name}");
         }
-        probes.prune(at(31_000));
+        probes.hasten(&HashSet::from([2]));
+        assert!(!probes.due(key, Certainty::Resolving, at(16_500)), "another link");
+        probes.hasten(&HashSet::from([1]));
+        assert!(probes.due(key, Certainty::Resolving, at(16_600)), "its link has returned");
+        probes.prune(at(32_000));
         assert!(probes.last.is_empty());
+    }
+
+    #[test]
+    fn a_next_hop_is_kept_until_the_kernel_knows_better() {
+        let (ports, nics) = (HashMap::from([(1, NicIndex(0)), (2, NicIndex(1))]), [1, 2]);
+        let hop = IpAddr::from([10, 0, 0, 1]);
+        let via = |ifindex| Route::Via { ifindex, hop, mtu: None };
+        let to = |nic, last| NextHop { nic: NicIndex(nic), mac: [2, 0, 0, 0, 0, last], vlan: None };
+        let of = |certainty, mac: Option<u8>| Neighbour {
+            mac: mac.map(|last| [2, 0, 0, 0, 0, last]),
+            certainty,
+        };
+        let silent = || Problem::NoAnswer { hop, interface: "eth1".to_owned() };
+        let (up, down, back) = ((false, false), (true, false), (false, true));
+        let (failed, unknown) = (of(Certainty::Failed, None), of(Certainty::Resolving, None));
+        let last = Some(to(0, 7));
+        for (name, carrier, route, neighbour, last, expected) in [
+            ("known", up, via(1), of(Certainty::Good, Some(8)), last, Ok(to(0, 8))),
+            ("stale", up, via(1), of(Certainty::Stale, Some(8)), last, Ok(to(0, 8))),
+            ("being verified", up, via(1), of(Certainty::Probing, Some(8)), last, Ok(to(0, 8))),
+            ("fixed", up, via(1), of(Certainty::Fixed, Some(8)), last, Ok(to(0, 8))),
+            ("flushed", up, via(1), unknown, last, Ok(to(0, 7))),
+            ("never known", up, via(1), unknown, None, Err(Problem::Resolving)),
+            ("silent", up, via(1), failed, last, Err(silent())),
+            ("no carrier", down, via(1), failed, last, Ok(to(0, 7))),
+            ("silence of a time without carrier", back, via(1), failed, last, Ok(to(0, 7))),
+            ("of another link", up, via(2), unknown, last, Ok(to(0, 7))),
+            ("no route", up, Route::None, unknown, last, Err(Problem::NoRoute)),
+            ("no route without carrier", down, Route::None, unknown, last, Ok(to(0, 7))),
+            ("no route, never known", down, Route::None, unknown, None, Err(Problem::NoRoute)),
+            ("an own address", up, Route::Local, unknown, last, Err(Problem::Local)),
+        ] {
+            let (no_carrier, returned) = carrier;
+            let eth1 = Link { no_carrier, ..link(1, "eth1", None).1 };
+            let known = Known {
+                links: HashMap::from([(1, eth1), link(2, "eth2", None)]),
+                neighbours: HashMap::from([((1, hop), neighbour)]),
+                returned: returned.then_some(1).into_iter().collect(),
+            };
+            assert_eq!(next_hop(route, last, &known, &nics, &ports), expected, "{name}");
+        }
     }
 }

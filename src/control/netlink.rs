@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use futures_util::stream::{Stream, StreamExt, TryStreamExt};
 use hashbrown::HashMap;
-use rtnetlink::packet_route::AddressFamily;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, CacheInfo,
 };
@@ -48,6 +49,8 @@ pub struct Link {
     pub no_arp: bool,
     /// Whether it is up (`IFF_UP`).
     pub up: bool,
+    /// Whether nothing can be sent or received: it has no carrier, or is down (`IFF_LOWER_UP`).
+    pub no_carrier: bool,
     /// MTU in bytes, without the Ethernet header; 0 if the kernel reports none.
     pub mtu: u32,
     /// Parameters of a VLAN device.
@@ -99,17 +102,34 @@ pub struct Neighbour {
     pub certainty: Certainty,
 }
 
-/// NUD states (linux/neighbour.h), reduced to the four that matter here.
+/// NUD states (linux/neighbour.h), reduced to the six that matter here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Certainty {
-    /// Known and fresh, being verified, or fixed by an operator.
+    /// Known and verified.
     Good,
+    /// Fixed by an operator, or the device needs no resolution.
+    Fixed,
     /// Known, but not verified for a while.
     Stale,
+    /// Known, and being verified.
+    Probing,
     /// Resolution under way.
     Resolving,
     /// No reply.
     Failed,
+}
+
+impl Neighbour {
+    /// A neighbour that the kernel knows nothing of.
+    pub const UNKNOWN: Self = Self { mac: None, certainty: Certainty::Resolving };
+
+    /// Returns the MAC that the kernel would send to now.
+    pub const fn usable(&self) -> Option<[u8; 6]> {
+        match self.certainty {
+            Certainty::Good | Certainty::Fixed | Certainty::Stale | Certainty::Probing => self.mac,
+            Certainty::Resolving | Certainty::Failed => None,
+        }
+    }
 }
 
 /// Result of a route look-up.
@@ -130,8 +150,12 @@ pub enum Route {
     None,
 }
 
-/// Netlink socket. Cheap to clone.
-#[derive(Debug, Clone)]
+/// Netlink socket of one user.
+///
+/// The kernel dumps one table at a time per socket, and refuses a second dump with "Device or
+/// resource busy" (net/netlink/af_netlink.c, `__netlink_dump_start`). Dumps therefore borrow the
+/// socket exclusively, and it cannot be cloned.
+#[derive(Debug)]
 pub struct Netlink(Handle);
 
 /// Error of a netlink request.
@@ -152,7 +176,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel reports an error.
-    pub async fn links(&self) -> Result<Vec<Link>, Error> {
+    pub async fn links(&mut self) -> Result<Vec<Link>, Error> {
         collect(self.0.link().get().execute(), |message| Some(link(message))).await
     }
 
@@ -160,7 +184,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel reports an error.
-    pub async fn addresses(&self) -> Result<Vec<InterfaceAddress>, Error> {
+    pub async fn addresses(&mut self) -> Result<Vec<InterfaceAddress>, Error> {
         collect(self.0.address().get().execute(), interface_address).await
     }
 
@@ -168,7 +192,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel reports an error.
-    pub async fn neighbours(&self) -> Result<HashMap<(u32, IpAddr), Neighbour>, Error> {
+    pub async fn neighbours(&mut self) -> Result<HashMap<(u32, IpAddr), Neighbour>, Error> {
         let mut found = HashMap::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let request = self.0.neighbours().get().set_address_family(family);
@@ -210,6 +234,33 @@ impl Netlink {
         let mut request = self.0.neighbours().add(ifindex, address);
         request = request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
         request.execute().await
+    }
+
+    /// Makes the kernel verify a known neighbour now, by unicast, whatever its state
+    /// (`NUD_PROBE`): a neighbour that does not reply fails after three probes, one a second. The
+    /// request neither creates an entry nor changes its MAC or flags (net/core/neighbour.c,
+    /// `neigh_add`). Not for entries that an operator has fixed.
+    ///
+    /// # Errors
+    /// When the kernel reports an error, such as an entry that is gone or has no MAC.
+    pub async fn verify(&self, ifindex: u32, address: IpAddr) -> Result<(), Error> {
+        let mut message = neighbour_at(ifindex, address);
+        message.header.state = NeighbourState::Probe;
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewNeighbour(message));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+        let mut replies = self.0.clone().request(request)?;
+        match replies.next().await.map(|reply| reply.payload) {
+            Some(NetlinkPayload::Error(error)) => Err(Error::NetlinkError(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes an entry that is not fixed, so that the next probe begins a new resolution at once.
+    ///
+    /// # Errors
+    /// When the kernel reports an error, such as an entry that is gone.
+    pub async fn forget(&self, ifindex: u32, address: IpAddr) -> Result<(), Error> {
+        self.0.neighbours().del(neighbour_at(ifindex, address)).execute().await
     }
 
     /// Adds `address` with a full prefix length to a link, marked with [`OUR_PROTOCOL`]. Returns
@@ -282,6 +333,17 @@ pub const fn full_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
+fn neighbour_at(ifindex: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    let (family, address) = match address {
+        IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
+        IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
+    };
+    (message.header.family, message.header.ifindex) = (family, ifindex);
+    message.attributes.push(NeighbourAttribute::Destination(address));
+    message
+}
+
 fn netlink_error(error: std::io::Error) -> ControlError {
     ControlError::Netlink(error.to_string())
 }
@@ -316,6 +378,7 @@ fn link(message: LinkMessage) -> Link {
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         no_arp: message.header.flags.contains(LinkFlags::Noarp),
         up: message.header.flags.contains(LinkFlags::Up),
+        no_carrier: !message.header.flags.contains(LinkFlags::LowerUp),
         ..Link::default()
     };
     let (mut below, mut vlan_id) = (None, None);
@@ -387,7 +450,10 @@ fn neighbour(message: NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
         }
     }
     let certainty = match message.header.state {
-        NeighbourState::Stale => Certainty::Stale,
+        // The kernel has sent to a stale neighbour, and waits before it verifies.
+        NeighbourState::Stale | NeighbourState::Delay => Certainty::Stale,
+        NeighbourState::Probe => Certainty::Probing,
+        NeighbourState::Permanent | NeighbourState::Noarp => Certainty::Fixed,
         NeighbourState::Failed => Certainty::Failed,
         NeighbourState::Incomplete | NeighbourState::None => Certainty::Resolving,
         _ => Certainty::Good,
@@ -449,6 +515,7 @@ mod tests {
             index: 9,
             name: "eth1.7".to_owned(),
             mac: Some([2, 0, 0, 0, 0, 1]),
+            no_carrier: true,
             mtu: 1500,
             vlan: Some(OnVlan { below: 3, id: 7, service: true }),
             ..Link::default()
@@ -461,13 +528,13 @@ mod tests {
     }
 
     #[test]
-    fn neighbour_states_fall_into_four() {
+    fn neighbour_states_fall_into_six() {
         for (state, expected) in [
             (NeighbourState::Reachable, Certainty::Good),
-            (NeighbourState::Permanent, Certainty::Good),
-            (NeighbourState::Delay, Certainty::Good),
-            (NeighbourState::Probe, Certainty::Good),
-            (NeighbourState::Noarp, Certainty::Good),
+            (NeighbourState::Permanent, Certainty::Fixed),
+            (NeighbourState::Noarp, Certainty::Fixed),
+            (NeighbourState::Probe, Certainty::Probing),
+            (NeighbourState::Delay, Certainty::Stale),
             (NeighbourState::Stale, Certainty::Stale),
             (NeighbourState::None, Certainty::Resolving),
             (NeighbourState::Incomplete, Certainty::Resolving),
