@@ -29,12 +29,14 @@ mod e2e {
     mod limits;
     mod log;
     mod malformed;
+    mod next_hops;
     mod nic_changes;
     pub mod oracle;
     mod quic;
     mod random_packets;
     mod reload;
     mod resets;
+    mod routers;
     mod signals;
     mod sticky;
     mod tunnel;

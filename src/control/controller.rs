@@ -38,6 +38,7 @@ use self::troubles::Troubles;
 use self::world::World;
 use super::admin::{self, ApiState, Request};
 use super::announce::Announcer;
+use super::client_hops::ClientHops;
 use super::clients::Ageing;
 use super::error::ControlError;
 use super::events::Journal;
@@ -105,9 +106,11 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     let mut registry = Registry::new(inputs.config.full_nat.numbered());
     registry.apply(&inputs.config.vips, &inputs.workers, now)?;
     let (targets, target_receiver) = watch::channel(registry.targets());
-    let network = neighbour::start(for_hops, change_notifier, &inputs.nics, target_receiver);
     let tables: Vec<_> =
         inputs.workers.iter().map(|worker| Arc::clone(&worker.flows) as Arc<dyn Pins>).collect();
+    let (client_hops, hop_receiver) = ClientHops::new(tables.clone(), Arc::clone(&inputs.shared));
+    let wanted = neighbour::Inputs { targets: target_receiver, client_hops: hop_receiver };
+    let network = neighbour::start(for_hops, change_notifier, &inputs.nics, wanted);
     let on_drained = &inputs.config.control.on_drained;
     let advertiser = Advertiser::start(inputs.send_frame);
     let parts = Parts {
@@ -115,6 +118,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         announcing: Announcing::new(Announcer::new(for_addresses, &inputs.nics, advertiser)),
         troubles: Troubles::default(),
         next_hops: NextHops::new(network),
+        client_hops,
         health: Health::new(),
         drains: Drains::new(tables.clone(), Arc::clone(&inputs.clock), on_drained),
         removing: Removing::default(),

@@ -27,8 +27,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
+use super::client_hops::ClientHop;
 use super::inbound::Arp;
 use super::netlink::{Certainty, Error, InterfaceAddress, Link, Neighbour, Netlink, OnVlan, Route};
+use super::routers::{self, Interface, Judgement, Key, Replacement, Routers};
 use super::view::NicView;
 use crate::forwarding::local::UNLIMITED;
 use crate::net::vlan::{Outer, Tags};
@@ -61,6 +63,8 @@ pub struct Snapshot {
     pub links: HashMap<u32, Link>,
     /// ARP policies of links, by interface index.
     pub arp: HashMap<u32, Arp>,
+    /// Return hops that another next hop replaces.
+    pub replaced: Vec<Replacement>,
 }
 
 /// Reason for which an address has no next hop.
@@ -133,6 +137,15 @@ impl fmt::Display for Problem {
     }
 }
 
+/// Addresses that next hops are wanted for.
+#[derive(Debug)]
+pub struct Inputs {
+    /// Addresses of backends.
+    pub targets: watch::Receiver<HashSet<IpAddr>>,
+    /// Return hops of clients behind routers.
+    pub client_hops: watch::Receiver<Arc<Vec<ClientHop>>>,
+}
+
 /// Task that resolves next hops.
 #[derive(Debug)]
 pub struct Resolver {
@@ -141,9 +154,10 @@ pub struct Resolver {
     nics: Vec<u32>,
     /// Indices of the NICs, by interface index.
     ports: HashMap<u32, NicIndex>,
-    targets: watch::Receiver<HashSet<IpAddr>>,
+    inputs: Inputs,
     snapshot: watch::Sender<Arc<Snapshot>>,
     probes: Probes,
+    routers: Routers,
     /// Interface indices of the links that had no carrier at the last pass.
     without_carrier: HashSet<u32>,
     failing: bool,
@@ -152,13 +166,13 @@ pub struct Resolver {
 /// The kernel's links and neighbours in a pass.
 struct Known {
     links: HashMap<u32, Link>,
-    neighbours: HashMap<(u32, IpAddr), Neighbour>,
+    neighbours: HashMap<Key, Neighbour>,
     /// Interface indices of the links whose carrier has returned since the last pass.
     returned: HashSet<u32>,
 }
 
 impl Known {
-    fn neighbour(&self, key: (u32, IpAddr)) -> Neighbour {
+    fn neighbour(&self, key: Key) -> Neighbour {
         self.neighbours.get(&key).copied().unwrap_or(Neighbour::UNKNOWN)
     }
 
@@ -170,12 +184,12 @@ impl Known {
 /// Times of the last probes of neighbours.
 #[derive(Debug, Default)]
 struct Probes {
-    last: HashMap<(u32, IpAddr), Instant>,
+    last: HashMap<Key, Instant>,
 }
 
 impl Probes {
     /// Returns whether a neighbour is due for a probe; if so, records a probe now.
-    fn due(&mut self, key: (u32, IpAddr), certainty: Certainty, now: Instant) -> bool {
+    fn due(&mut self, key: Key, certainty: Certainty, now: Instant) -> bool {
         let pause = match certainty {
             Certainty::Good | Certainty::Fixed | Certainty::Probing => return false,
             Certainty::Stale => VERIFY,
@@ -200,19 +214,27 @@ impl Probes {
     }
 }
 
-/// Starts the resolver of the addresses in `targets`; it ends with the sender of `targets`.
+/// Starts the resolver; it ends with the senders of its inputs.
 pub fn start(
     netlink: Netlink,
     change_notifier: Arc<Notify>,
     nics: &[NicView],
-    targets: watch::Receiver<HashSet<IpAddr>>,
+    inputs: Inputs,
 ) -> watch::Receiver<Arc<Snapshot>> {
     let nics: Vec<u32> = nics.iter().map(|nic| nic.ifindex).collect();
     let ports = nics.iter().copied().zip((0..).map(NicIndex)).collect();
     let (snapshot, receiver) = watch::channel(Arc::default());
-    let (probes, without_carrier) = (Probes::default(), HashSet::new());
-    let resolver =
-        Resolver { netlink, nics, ports, targets, snapshot, probes, without_carrier, failing: false };
+    let resolver = Resolver {
+        netlink,
+        nics,
+        ports,
+        inputs,
+        snapshot,
+        probes: Probes::default(),
+        routers: Routers::default(),
+        without_carrier: HashSet::new(),
+        failing: false,
+    };
     tokio::spawn(resolver.run(change_notifier));
     receiver
 }
@@ -221,49 +243,53 @@ impl Resolver {
     async fn run(mut self, change_notifier: Arc<Notify>) {
         let mut first = true;
         loop {
-            self.targets.mark_unchanged();
+            self.inputs.targets.mark_unchanged();
+            self.inputs.client_hops.mark_unchanged();
             let begun = Instant::now();
-            let settled = self.pass(std::mem::take(&mut first)).await;
-            let pause = if settled { SAFETY_NET } else { RETRY };
+            let pause = self.pass(std::mem::take(&mut first)).await;
             let spent = begun.elapsed();
             tokio::select! {
                 () = change_notifier.notified() => {}
-                changed = self.targets.changed() => if changed.is_err() { return },
+                changed = self.inputs.targets.changed() => if changed.is_err() { return },
+                changed = self.inputs.client_hops.changed() => if changed.is_err() { return },
                 () = sleep(pause) => {}
             }
             sleep(COALESCE.max(spent * 4)).await;
         }
     }
 
-    /// Resolves everything and publishes the snapshot if it changed. Returns true if netlink works
-    /// and no neighbour's reply is outstanding.
-    async fn pass(&mut self, first: bool) -> bool {
+    /// Resolves everything and publishes the snapshot if it changed. Returns the time until the next
+    /// pass.
+    async fn pass(&mut self, first: bool) -> Duration {
         match self.resolve().await {
-            Ok((snapshot, settled)) => {
+            Ok((snapshot, pause)) => {
                 self.failing = false;
                 self.snapshot.send_if_modified(|current| {
                     let changed = first || **current != snapshot;
                     *current = Arc::new(snapshot);
                     changed
                 });
-                settled
+                pause
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.failing, true) {
                     warn!("netlink: {error}; next hops stay as they are until it answers");
                 }
-                false
+                RETRY
             }
         }
     }
 
-    async fn resolve(&mut self) -> Result<(Snapshot, bool), Error> {
-        let targets: Vec<IpAddr> = self.targets.borrow().iter().copied().collect();
+    async fn resolve(&mut self) -> Result<(Snapshot, Duration), Error> {
+        let targets = self.inputs.targets.borrow().clone();
+        let client_hops = Arc::clone(&self.inputs.client_hops.borrow());
         let addresses = self.netlink.addresses().await?;
         let links = self.netlink.links().await?;
         let links: HashMap<u32, Link> = links.into_iter().map(|link| (link.index, link)).collect();
         let netlink = &self.netlink;
-        let routes: Vec<(IpAddr, Route)> = iter(targets)
+        let mut wanted = targets.clone();
+        wanted.extend(client_hops.iter().map(|used| used.client));
+        let routes: HashMap<IpAddr, Route> = iter(wanted)
             .map(|target| async move { Ok::<_, Error>((target, netlink.route(target).await?)) })
             .buffer_unordered(LOOKUPS)
             .try_collect()
@@ -272,10 +298,11 @@ impl Resolver {
         let returned = self.returned(&links);
         self.probes.hasten(&returned);
         let known = Known { links, neighbours, returned };
-        let mut hops = HashMap::with_capacity(routes.len());
-        let mut mtus = HashMap::with_capacity(routes.len());
+        let mut hops = HashMap::with_capacity(targets.len());
+        let mut mtus = HashMap::with_capacity(targets.len());
         let mut settled = true;
-        for (target, route) in routes {
+        for target in targets {
+            let route = routes.get(&target).copied().unwrap_or(Route::None);
             if let Route::Via { ifindex, hop, .. } = route {
                 settled &= self.ask((ifindex, hop), &known).await;
             }
@@ -285,11 +312,42 @@ impl Resolver {
             }
             hops.insert(target, hop);
         }
+        let Judgement { replaced, pending, .. } = self.watch(&client_hops, &known, &routes).await;
         self.probes.prune(Instant::now());
         let Known { links, .. } = known;
         let nic_mtus = self.nics.iter().map(|&ifindex| link_mtu(ifindex, &links)).collect();
         let arp = Arp::read_all(links.values(), &addresses);
-        Ok((Snapshot { hops, mtus, nic_mtus, addresses, links, arp }, settled))
+        let pause = match (pending, settled && self.routers.is_empty()) {
+            (true, _) => routers::LOOK,
+            (false, false) => RETRY,
+            (false, true) => SAFETY_NET,
+        };
+        Ok((Snapshot { hops, mtus, nic_mtus, addresses, links, arp, replaced }, pause))
+    }
+
+    /// Judges the client-side routers, and makes the kernel verify and resolve them.
+    async fn watch(
+        &mut self,
+        client_hops: &[ClientHop],
+        known: &Known,
+        routes: &HashMap<IpAddr, Route>,
+    ) -> Judgement {
+        let interfaces = known.links.values().filter_map(|link| {
+            let (nic, vlan) = out_of(link.index, &known.links, &self.ports).ok()?;
+            Some((link.index, Interface { nic, vlan, carrier: !link.no_carrier }))
+        });
+        let interfaces = interfaces.collect();
+        let view = routers::View { interfaces: &interfaces, neighbours: &known.neighbours, routes };
+        let judgement = self.routers.judge(client_hops, view, Instant::now());
+        for &(ifindex, address) in &judgement.verify {
+            if let Err(error) = self.netlink.verify(ifindex, address).await {
+                debug!("router {address}: cannot be verified: {error}");
+            }
+        }
+        for &key in &judgement.resolve {
+            self.ask(key, known).await;
+        }
+        judgement
     }
 
     /// Returns the links whose carrier has returned since the last pass.
@@ -305,7 +363,7 @@ impl Resolver {
     }
 
     /// Probes a neighbour that is due. Returns false if its reply is outstanding.
-    async fn ask(&mut self, key: (u32, IpAddr), known: &Known) -> bool {
+    async fn ask(&mut self, key: Key, known: &Known) -> bool {
         let (ifindex, hop) = key;
         let certainty = known.neighbour(key).certainty;
         let unresolved = matches!(certainty, Certainty::Resolving | Certainty::Failed);

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 pub use config::{Config, Family, Vip, tunnel, vip};
 pub use holdfast::{BINARY, Holdfast, log_of};
 use namespace::in_namespace;
-pub use traffic::{Blocked, blocked, conversation, download, requests, udp_requests, upload};
+pub use traffic::{
+    Blocked, blocked, conversation, download, listeners, requests, speakers, udp_requests, upload,
+};
 
 /// MAC addresses of the balancer, as `scripts/lab` gives them: first (or only) NIC, second NIC.
 pub const BALANCER_MACS: [&str; 2] = ["02:00:00:00:01:02", "02:00:00:00:02:02"];
