@@ -317,11 +317,12 @@ impl Resolver {
         let Known { links, .. } = known;
         let nic_mtus = self.nics.iter().map(|&ifindex| link_mtu(ifindex, &links)).collect();
         let arp = Arp::read_all(links.values(), &addresses);
-        let pause = match (pending, settled && self.routers.is_empty()) {
-            (true, _) => routers::LOOK,
-            (false, false) => RETRY,
-            (false, true) => SAFETY_NET,
-        };
+        let mut pause = if settled { SAFETY_NET } else { RETRY };
+        if pending {
+            pause = routers::LOOK;
+        } else if !self.routers.is_empty() {
+            pause = routers::VERIFY;
+        }
         Ok((Snapshot { hops, mtus, nic_mtus, addresses, links, arp, replaced }, pause))
     }
 

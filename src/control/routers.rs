@@ -19,6 +19,9 @@
 //! entry of an idle router would become stale, and never be verified. So the routers' entries are
 //! kept: verified by unicast every [`VERIFY`], and resolved where they are missing.
 //!
+//! A next hop that replies are redirected to is watched like a router in use, before pins with it are
+//! found: it may be replaced soon, too.
+//!
 //! A router is known by its MAC and the addresses of the clients' family that had it. A router
 //! whose MAC is at no address that the kernel knows, and that is no gateway to its clients, is not
 //! watched.
@@ -35,9 +38,9 @@ use crate::forwarding::ReplacedHop;
 use crate::net::vlan::Tags;
 use crate::net::{Family, NextHop, NicIndex};
 
-/// Time between two verifications of a router's address: one ARP request a second is little for a
-/// router, and finds a silent one soon.
-pub const VERIFY: Duration = Duration::from_secs(1);
+/// Time between two verifications of a router's address: two ARP requests a second are little for a
+/// router, and find a silent one soon.
+pub const VERIFY: Duration = Duration::from_millis(500);
 /// Part of the time between verifications for each router, which bounds the rate of requests.
 const VERIFY_EACH: Duration = Duration::from_millis(50);
 /// Time without a reply after which a router counts as gone: the kernel has sent two probes by then
@@ -47,6 +50,11 @@ const DOUBT: Duration = Duration::from_secs(1);
 pub const LOOK: Duration = Duration::from_millis(100);
 /// Maximum number of addresses by which a router is known.
 const ADDRESSES: usize = 8;
+/// Time for which a next hop that replies were redirected to is watched as if it were in use: pins
+/// have it from their clients' next packets on, and the sample finds them by then.
+const EXPECTED: Duration = Duration::from_secs(60);
+/// Maximum number of those next hops.
+const MOST_EXPECTED: usize = 64;
 
 /// Interface index and address of a neighbour.
 pub type Key = (u32, IpAddr);
@@ -134,6 +142,8 @@ pub struct Judgement {
 #[derive(Debug, Default)]
 pub struct Routers {
     known: HashMap<(Family, NextHop), Router>,
+    /// Next hops that replies were redirected to, with the last time.
+    expected: Vec<(ClientHop, Instant)>,
 }
 
 /// A router: the addresses of one family that have, or had, its MAC.
@@ -173,13 +183,18 @@ impl Routers {
 
     /// Judges the routers in use.
     pub fn judge(&mut self, in_use: &[ClientHop], view: View<'_>, now: Instant) -> Judgement {
-        let wanted: HashSet<_> = in_use.iter().map(|used| (used.family(), used.hop)).collect();
+        self.expected.retain(|(_, last)| now.saturating_duration_since(*last) < EXPECTED);
+        let mut wanted = HashSet::new();
+        let expected = self.expected.iter().map(|(hop, _)| *hop);
+        let in_use: Vec<ClientHop> = in_use.iter().copied().chain(expected).collect();
+        let in_use = in_use.iter().filter(|used| wanted.insert((used.family(), used.hop)));
+        let in_use: Vec<&ClientHop> = in_use.collect();
         self.known.retain(|router, _| wanted.contains(router));
         self.learn(&wanted, view, now);
         let mut judgement = Judgement::default();
         let mut there = Vec::new();
         let mut verdicts = Vec::with_capacity(in_use.len());
-        for used in in_use {
+        for &used in &in_use {
             let Some(router) = self.known.get_mut(&(used.family(), used.hop)) else { continue };
             let verdict = router.judge(&used.hop, view, now);
             if verdict == Verdict::There {
@@ -197,6 +212,9 @@ impl Routers {
                     router.replaced = new.map(|new| (new, why));
                 }
                 Verdict::Unsure => judgement.pending = true,
+            }
+            if let Some((new, _)) = router.replaced {
+                expect(&mut self.expected, ClientHop { hop: new, client: used.client }, now);
             }
             let family = used.family();
             let address = router.addresses.first().map(|watched| watched.key.1);
@@ -316,6 +334,16 @@ impl Router {
             return Verdict::Gone(Why::Silent);
         }
         Verdict::Unsure
+    }
+}
+
+/// Records a next hop that replies are redirected to.
+fn expect(expected: &mut Vec<(ClientHop, Instant)>, new: ClientHop, now: Instant) {
+    let same = |known: &ClientHop| known.hop == new.hop && known.family() == new.family();
+    if let Some((_, last)) = expected.iter_mut().find(|(known, _)| same(known)) {
+        *last = now;
+    } else if expected.len() < MOST_EXPECTED {
+        expected.push((new, now));
     }
 }
 
@@ -539,12 +567,30 @@ mod tests {
         assert_eq!(scene.replaced(200, &rows), None);
     }
 
+    /// Clients' packets come by the new MAC, and the router gets its former one before that is known.
     #[test]
-    fn routers_are_verified_once_a_second_and_forgotten_with_their_clients() {
+    fn a_mac_that_replies_were_redirected_to_is_replaced_as_well() {
+        let mut scene = Scene::new(&[hop(0, 1)]);
+        for (ms, last, old) in
+            [(0, 1, None), (100, 2, Some(1)), (200, 1, Some(2)), (300, 3, Some(1))]
+        {
+            let judgement = scene.judge(ms, &[(1, 1, last, Stale)]);
+            let replaced = judgement.replaced.first();
+            assert_eq!(replaced.map(|found| found.hop.old), old.map(|old| hop(0, old)), "{ms}");
+            assert!(judgement.replaced.iter().all(|found| found.hop.new == hop(0, last)), "{ms}");
+        }
+        assert_eq!(scene.judge(400, &[(1, 1, 3, Good)]).replaced.len(), 2);
+        scene.in_use = Vec::new();
+        let _ = scene.judge(60_400, &[(1, 1, 3, Good)]);
+        assert!(scene.judge(60_500, &[(1, 1, 3, Good)]).replaced.is_empty());
+    }
+
+    #[test]
+    fn routers_are_verified_twice_a_second_and_forgotten_with_their_clients() {
         let mut scene = Scene::new(&[hop(0, 1)]);
         let row = [(1, 1, 1, Good)];
         let key = (1, address(1));
-        for (ms, expected) in [(0, true), (999, false), (1_000, true), (1_500, false)] {
+        for (ms, expected) in [(0, true), (499, false), (500, true), (900, false)] {
             assert_eq!(scene.judge(ms, &row).verify.contains(&key), expected, "{ms}");
         }
         assert!(!scene.routers.is_empty());

@@ -88,9 +88,12 @@ fn report_replaced(World { network, nics, journal, .. }: &mut World, before: &[R
     let interface =
         |hop: &NextHop| nics.get(usize::from(hop.nic.0)).map_or("?", |nic| nic.interface.as_str());
     let now = &network.replaced;
+    let name = |router: Option<IpAddr>| {
+        router.map_or_else(|| "the router".to_owned(), |address| format!("router {address}"))
+    };
     for Replacement { hop, why, router } in now.iter().filter(|found| !before.contains(found)) {
         let (nic, old, new) = (interface(&hop.old), mac(hop.old.mac), mac(hop.new.mac));
-        let router = router.map_or_else(|| "the router".to_owned(), |at| format!("router {at}"));
+        let router = name(*router);
         let why = match why {
             Why::Moved => "no longer has this MAC",
             Why::Silent => "does not reply",
@@ -102,12 +105,13 @@ fn report_replaced(World { network, nics, journal, .. }: &mut World, before: &[R
         );
         journal.record(NewEvent::at_nic(Kind::ReturnHopReplaced, nic), text);
     }
-    for Replacement { hop, .. } in before {
+    for Replacement { hop, router, .. } in before {
         let replaced =
             |found: &Replacement| found.hop.old == hop.old && found.hop.family == hop.family;
         if !now.iter().any(replaced) {
             let (nic, old) = (interface(&hop.old), mac(hop.old.mac));
-            let text = format!("replies go to the router with MAC {old} on {nic} again");
+            let router = name(*router);
+            let text = format!("replies go to {router}, MAC {old} on {nic}, again");
             journal.record(NewEvent::at_nic(Kind::ReturnHopRestored, nic), text);
         }
     }
