@@ -9,8 +9,9 @@
 //! entry that is missing from the kernel's table proves neither: the kernel drops entries to save
 //! memory, when an operator flushes them, and all those of a link that loses its carrier
 //! (net/core/neighbour.c, `neigh_carrier_down`). Without a carrier, silence proves nothing either.
-//! What the kernel learnt of a neighbour meanwhile is discarded when the carrier returns, as its own
-//! next attempt could be a second away.
+//! Next hops by such a link are kept for the time of a [`FLAP`], then withdrawn, and are in use
+//! again with the carrier. What the kernel learnt of a neighbour meanwhile is discarded then, as its
+//! own next attempt could be a second away.
 //!
 //! Cost per pass: four dumps and one route look-up (~20 us) per distinct address. A pass is
 //! followed by a pause of four times its length, so that a box with constantly changing routes
@@ -42,6 +43,8 @@ const COALESCE: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_secs(1);
 /// Time between two verifications of a stale neighbour.
 const VERIFY: Duration = Duration::from_secs(15);
+/// Time without a carrier after which next hops by a link are withdrawn.
+const FLAP: Duration = Duration::from_secs(3);
 /// Maximum time between two passes, in case an event was lost.
 const SAFETY_NET: Duration = Duration::from_secs(5);
 /// Maximum number of concurrent route look-ups; their replies fit into a default socket buffer.
@@ -81,6 +84,11 @@ pub enum Problem {
     },
     /// The address belongs to this box.
     Local,
+    /// The link towards it has no carrier, for longer than a flap takes.
+    NoCarrier {
+        /// Name of the interface.
+        interface: String,
+    },
     /// There is no route to the address.
     NoRoute,
     /// The route leaves by an interface that no worker serves.
@@ -104,6 +112,7 @@ impl Problem {
                 let question = if hop.is_ipv4() { "ARP" } else { "neighbour discovery" };
                 format!("{hop} does not answer {question} on {interface}")
             }
+            Self::NoCarrier { interface } => format!("{interface} has no carrier"),
             Self::Local => "its address is one of this box".to_owned(),
             Self::NoRoute => "no route to its address".to_owned(),
             Self::NotOurNic { interface } => {
@@ -120,6 +129,7 @@ impl Problem {
         match self {
             Self::Resolving => "",
             Self::NoAnswer { .. } => "is the host up, and in this network?",
+            Self::NoCarrier { .. } => "look at cable, transceiver and switch port",
             Self::Local => "a backend must be another host",
             Self::NoRoute => "add one (ip route)",
             Self::NotOurNic { .. } => "add it or fix the route",
@@ -158,8 +168,10 @@ pub struct Resolver {
     snapshot: watch::Sender<Arc<Snapshot>>,
     probes: Probes,
     routers: Routers,
-    /// Interface indices of the links that had no carrier at the last pass.
-    without_carrier: HashSet<u32>,
+    /// Last next hops of targets, unless they were disproved.
+    last: HashMap<IpAddr, NextHop>,
+    /// Links without carrier, by interface index, and since when.
+    without_carrier: HashMap<u32, Instant>,
     failing: bool,
 }
 
@@ -167,8 +179,10 @@ pub struct Resolver {
 struct Known {
     links: HashMap<u32, Link>,
     neighbours: HashMap<Key, Neighbour>,
-    /// Interface indices of the links whose carrier has returned since the last pass.
+    /// Links whose carrier has returned since the last pass.
     returned: HashSet<u32>,
+    /// Links that have had no carrier for longer than a [`FLAP`].
+    cut: HashSet<u32>,
 }
 
 impl Known {
@@ -178,6 +192,14 @@ impl Known {
 
     fn has_carrier(&self, ifindex: u32) -> bool {
         self.links.get(&ifindex).is_some_and(|link| !link.no_carrier)
+    }
+
+    /// Returns an error if a link has had no carrier for longer than a flap.
+    fn check_carrier(&self, ifindex: u32) -> Result<(), Problem> {
+        match self.cut.contains(&ifindex) {
+            true => Err(Problem::NoCarrier { interface: name(ifindex, &self.links) }),
+            false => Ok(()),
+        }
     }
 }
 
@@ -232,7 +254,8 @@ pub fn start(
         snapshot,
         probes: Probes::default(),
         routers: Routers::default(),
-        without_carrier: HashSet::new(),
+        last: HashMap::new(),
+        without_carrier: HashMap::new(),
         failing: false,
     };
     tokio::spawn(resolver.run(change_notifier));
@@ -275,6 +298,10 @@ impl Resolver {
                 if !std::mem::replace(&mut self.failing, true) {
                     warn!("netlink: {error}; next hops stay as they are until it answers");
                 }
+                // A socket that has failed stays so.
+                if let Ok(netlink) = Netlink::open() {
+                    self.netlink = netlink;
+                }
                 RETRY
             }
         }
@@ -295,9 +322,10 @@ impl Resolver {
             .try_collect()
             .await?;
         let neighbours = self.netlink.neighbours().await?;
-        let returned = self.returned(&links);
+        let (returned, cut) = self.carriers(&links, Instant::now());
         self.probes.hasten(&returned);
-        let known = Known { links, neighbours, returned };
+        self.last.retain(|target, _| targets.contains(target));
+        let known = Known { links, neighbours, returned, cut };
         let mut hops = HashMap::with_capacity(targets.len());
         let mut mtus = HashMap::with_capacity(targets.len());
         let mut settled = true;
@@ -306,7 +334,13 @@ impl Resolver {
             if let Route::Via { ifindex, hop, .. } = route {
                 settled &= self.ask((ifindex, hop), &known).await;
             }
-            let hop = next_hop(route, self.last_hop(target), &known, &self.nics, &self.ports);
+            let last = self.last.get(&target).copied();
+            let hop = next_hop(route, last, &known, &self.nics, &self.ports);
+            match &hop {
+                Ok(hop) => _ = self.last.insert(target, *hop),
+                Err(Problem::Resolving | Problem::NoCarrier { .. }) => {}
+                Err(_) => _ = self.last.remove(&target),
+            }
             if hop.is_ok() && route != Route::None {
                 mtus.insert(target, path_mtu(route, &known.links));
             }
@@ -351,16 +385,22 @@ impl Resolver {
         judgement
     }
 
-    /// Returns the links whose carrier has returned since the last pass.
-    fn returned(&mut self, links: &HashMap<u32, Link>) -> HashSet<u32> {
-        let without = links.values().filter(|link| link.no_carrier).map(|link| link.index);
-        let before = std::mem::replace(&mut self.without_carrier, without.collect());
-        &before - &self.without_carrier
-    }
-
-    /// The next hop of a target after the last pass.
-    fn last_hop(&self, target: IpAddr) -> Option<NextHop> {
-        self.snapshot.borrow().hops.get(&target)?.as_ref().ok().copied()
+    /// Returns the links whose carrier has returned since the last pass, and those without a carrier
+    /// for longer than a [`FLAP`].
+    fn carriers(
+        &mut self,
+        links: &HashMap<u32, Link>,
+        now: Instant,
+    ) -> (HashSet<u32>, HashSet<u32>) {
+        let without = |ifindex: &u32| links.get(ifindex).is_some_and(|link| link.no_carrier);
+        let returned = self.without_carrier.extract_if(|ifindex, _| !without(ifindex));
+        let returned = returned.map(|(ifindex, _)| ifindex).collect();
+        for link in links.values().filter(|link| link.no_carrier) {
+            self.without_carrier.entry(link.index).or_insert(now);
+        }
+        let long = |since: &Instant| now.saturating_duration_since(*since) >= FLAP;
+        let cut = self.without_carrier.iter().filter(|(_, since)| long(since));
+        (returned, cut.map(|(&ifindex, _)| ifindex).collect())
     }
 
     /// Probes a neighbour that is due. Returns false if its reply is outstanding.
@@ -368,9 +408,12 @@ impl Resolver {
         let (ifindex, hop) = key;
         let certainty = known.neighbour(key).certainty;
         let unresolved = matches!(certainty, Certainty::Resolving | Certainty::Failed);
-        // The event of the carrier's return leads to the next pass.
-        if out_of(ifindex, &known.links, &self.ports).is_err() || !known.has_carrier(ifindex) {
+        if out_of(ifindex, &known.links, &self.ports).is_err() {
             return true;
+        }
+        if !known.has_carrier(ifindex) {
+            // The event of the carrier's return leads to the next pass.
+            return known.cut.contains(&ifindex);
         }
         if self.probes.due(key, certainty, Instant::now()) {
             if unresolved && known.returned.contains(&ifindex) {
@@ -399,13 +442,15 @@ fn next_hop(
         Route::None => {
             // The kernel may hide routes by a link without a carrier
             // (net.ipv4.conf.*.ignore_routes_with_linkdown).
-            let nic = |last: &NextHop| nics.get(usize::from(last.nic.0)).copied();
-            let cut = |last: &NextHop| nic(last).is_some_and(|nic| !known.has_carrier(nic));
-            return last.filter(cut).ok_or(Problem::NoRoute);
+            let nic = last.and_then(|last| nics.get(usize::from(last.nic.0)).copied());
+            let nic = nic.filter(|&nic| !known.has_carrier(nic)).ok_or(Problem::NoRoute)?;
+            known.check_carrier(nic)?;
+            return last.ok_or(Problem::NoRoute);
         }
         Route::Via { ifindex, hop, .. } => (ifindex, hop),
     };
     let (nic, vlan) = out_of(ifindex, &known.links, ports)?;
+    known.check_carrier(ifindex)?;
     let neighbour = known.neighbour((ifindex, hop));
     if let Some(mac) = neighbour.usable() {
         return Ok(NextHop { nic, mac, vlan });
@@ -564,31 +609,52 @@ mod tests {
             certainty,
         };
         let silent = || Problem::NoAnswer { hop, interface: "eth1".to_owned() };
-        let (up, down, back) = ((false, false), (true, false), (false, true));
+        let cut = || Problem::NoCarrier { interface: "eth1".to_owned() };
+        /// State of the carrier of eth1.
+        #[derive(PartialEq)]
+        enum Carrier {
+            Up,
+            Down,
+            DownForLong,
+            Back,
+        }
+        use Carrier::{Back, Down, DownForLong, Up};
         let (failed, unknown) = (of(Certainty::Failed, None), of(Certainty::Resolving, None));
         let last = Some(to(0, 7));
         for (name, carrier, route, neighbour, last, expected) in [
-            ("known", up, via(1), of(Certainty::Good, Some(8)), last, Ok(to(0, 8))),
-            ("stale", up, via(1), of(Certainty::Stale, Some(8)), last, Ok(to(0, 8))),
-            ("being verified", up, via(1), of(Certainty::Probing, Some(8)), last, Ok(to(0, 8))),
-            ("fixed", up, via(1), of(Certainty::Fixed, Some(8)), last, Ok(to(0, 8))),
-            ("flushed", up, via(1), unknown, last, Ok(to(0, 7))),
-            ("never known", up, via(1), unknown, None, Err(Problem::Resolving)),
-            ("silent", up, via(1), failed, last, Err(silent())),
-            ("no carrier", down, via(1), failed, last, Ok(to(0, 7))),
-            ("silence of a time without carrier", back, via(1), failed, last, Ok(to(0, 7))),
-            ("of another link", up, via(2), unknown, last, Ok(to(0, 7))),
-            ("no route", up, Route::None, unknown, last, Err(Problem::NoRoute)),
-            ("no route without carrier", down, Route::None, unknown, last, Ok(to(0, 7))),
-            ("no route, never known", down, Route::None, unknown, None, Err(Problem::NoRoute)),
-            ("an own address", up, Route::Local, unknown, last, Err(Problem::Local)),
+            ("known", Up, via(1), of(Certainty::Good, Some(8)), last, Ok(to(0, 8))),
+            ("stale", Up, via(1), of(Certainty::Stale, Some(8)), last, Ok(to(0, 8))),
+            ("being verified", Up, via(1), of(Certainty::Probing, Some(8)), last, Ok(to(0, 8))),
+            ("fixed", Up, via(1), of(Certainty::Fixed, Some(8)), last, Ok(to(0, 8))),
+            ("flushed", Up, via(1), unknown, last, Ok(to(0, 7))),
+            ("never known", Up, via(1), unknown, None, Err(Problem::Resolving)),
+            ("silent", Up, via(1), failed, last, Err(silent())),
+            ("no carrier", Down, via(1), failed, last, Ok(to(0, 7))),
+            ("no carrier for long", DownForLong, via(1), failed, last, Err(cut())),
+            (
+                "fixed, no carrier for long",
+                DownForLong,
+                via(1),
+                of(Certainty::Fixed, Some(8)),
+                last,
+                Err(cut()),
+            ),
+            ("silence of a time without carrier", Back, via(1), failed, last, Ok(to(0, 7))),
+            ("of another link", Up, via(2), unknown, last, Ok(to(0, 7))),
+            ("no route", Up, Route::None, unknown, last, Err(Problem::NoRoute)),
+            ("no route without carrier", Down, Route::None, unknown, last, Ok(to(0, 7))),
+            ("no route, no carrier for long", DownForLong, Route::None, unknown, last, Err(cut())),
+            ("no route, never known", Down, Route::None, unknown, None, Err(Problem::NoRoute)),
+            ("an own address", Up, Route::Local, unknown, last, Err(Problem::Local)),
         ] {
-            let (no_carrier, returned) = carrier;
+            let no_carrier = matches!(carrier, Down | DownForLong);
+            let only_if = |condition: bool| condition.then_some(1).into_iter().collect();
             let eth1 = Link { no_carrier, ..link(1, "eth1", None).1 };
             let known = Known {
                 links: HashMap::from([(1, eth1), link(2, "eth2", None)]),
                 neighbours: HashMap::from([((1, hop), neighbour)]),
-                returned: returned.then_some(1).into_iter().collect(),
+                returned: only_if(carrier == Back),
+                cut: only_if(carrier == DownForLong),
             };
             assert_eq!(next_hop(route, last, &known, &nics, &ports), expected, "{name}");
         }

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::{Stream, StreamExt, TryStreamExt};
 use hashbrown::HashMap;
@@ -22,12 +23,17 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{AddressMessageBuilder, Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::Notify;
+use tokio::time::sleep;
+use tracing::warn;
 
 use super::error::ControlError;
 
 /// `IFA_PROTO` (linux/if_addr.h, kernel 5.18) of the addresses that holdfast adds: 'H'. The kernel
 /// itself uses 1 to 3. It distinguishes our addresses from an operator's after a crash.
 pub const OUR_PROTOCOL: u8 = b'H';
+
+/// Time after which a socket that has failed is opened again.
+const REOPEN: Duration = Duration::from_secs(1);
 
 /// Errno of an address that exists already.
 const EEXIST: i32 = 17;
@@ -307,6 +313,28 @@ impl Netlink {
 /// # Errors
 /// When the socket cannot be opened.
 pub fn watch() -> Result<Arc<Notify>, ControlError> {
+    let mut messages = subscribe()?;
+    let change_notifier = Arc::new(Notify::new());
+    let ringer = Arc::clone(&change_notifier);
+    tokio::spawn(async move {
+        loop {
+            while messages.next().await.is_some() {
+                ringer.notify_one();
+            }
+            // The socket has failed.
+            sleep(REOPEN).await;
+            match subscribe() {
+                Ok(again) => messages = again,
+                Err(error) => warn!("{error}; changes are noticed late"),
+            }
+            ringer.notify_one();
+        }
+    });
+    Ok(change_notifier)
+}
+
+/// Subscribes to changes; a task of the caller's runtime reads them.
+fn subscribe() -> Result<impl Stream<Item = impl Sized> + Unpin, ControlError> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Neigh,
@@ -315,17 +343,10 @@ pub fn watch() -> Result<Arc<Notify>, ControlError> {
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ];
-    let (connection, _, mut messages) =
+    let (connection, _, messages) =
         rtnetlink::new_multicast_connection(&groups).map_err(netlink_error)?;
     tokio::spawn(connection);
-    let change_notifier = Arc::new(Notify::new());
-    let ringer = Arc::clone(&change_notifier);
-    tokio::spawn(async move {
-        while messages.next().await.is_some() {
-            ringer.notify_one();
-        }
-    });
-    Ok(change_notifier)
+    Ok(messages)
 }
 
 /// Prefix length of a single address, in bits.
