@@ -227,6 +227,8 @@ impl Routers {
             let unknown = |key: &Key| view.neighbour(key).usable().is_none();
             judgement.resolve.extend(gateway(used, view).filter(unknown));
         }
+        let expected = self.expected.iter().map(|(hop, _)| (hop.family(), hop.hop));
+        self.learn(&expected.collect(), view, now);
         self.maintain(view, now, &mut judgement);
         judgement
     }
@@ -440,10 +442,12 @@ mod tests {
             self.routers.judge(&self.in_use, view, self.start + MS(ms))
         }
 
-        /// The first replacement.
+        /// The replacement of the first hop.
         fn replaced(&mut self, ms: u64, rows: &[Row]) -> Option<(NextHop, Why)> {
-            let judgement = self.judge(ms, rows);
-            judgement.replaced.first().map(|replaced| (replaced.hop.new, replaced.why))
+            let old = self.in_use.first().map(|used| used.hop);
+            let replaced = self.judge(ms, rows).replaced;
+            let found = replaced.iter().find(|replaced| Some(replaced.hop.old) == old)?;
+            Some((found.hop.new, found.why))
         }
     }
 
@@ -477,7 +481,7 @@ mod tests {
         assert!(scene.replaced(120, &[own(Probing), moved]).is_some());
         assert_eq!(scene.replaced(140, &[own(Good), moved]), None);
         // From now on, the address belongs to the other one.
-        assert_eq!(scene.replaced(1_200, &[own(Probing), moved]), None);
+        assert_eq!(scene.replaced(1_100, &[own(Probing), moved]), None);
         assert_eq!(scene.replaced(1_300, &[own(Good), moved]), None);
     }
 

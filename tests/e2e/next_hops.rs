@@ -58,7 +58,7 @@ impl Stream {
         let mut numbers: Vec<_> = self.echoes.iter().map(|&(number, _)| number).collect();
         numbers.sort_unstable();
         let after = numbers.iter().map(|&number| self.sent[number]).find(|&at| at >= begin);
-        after.expect("an echo after the outage") - begin
+        after.unwrap_or_else(|| panic!("no echo after the outage")) - begin
     }
 }
 
