@@ -379,6 +379,11 @@ impl Resolver {
                 debug!("router {address}: cannot be verified: {error}");
             }
         }
+        for &(ifindex, address) in &judgement.again {
+            // Errors: the entry has gone by itself, or the link has; the next pass finds out.
+            let _ = self.netlink.forget(ifindex, address).await;
+            let _ = self.netlink.probe(ifindex, address).await;
+        }
         for &key in &judgement.resolve {
             self.ask(key, known).await;
         }

@@ -15,7 +15,8 @@ use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, VlanProtocol,
 };
 use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
+    NeighbourState,
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
@@ -113,7 +114,8 @@ pub struct Neighbour {
 pub enum Certainty {
     /// Known and verified.
     Good,
-    /// Fixed by an operator, or the device needs no resolution.
+    /// Fixed by an operator, maintained by another program or by the kernel itself, or on a device
+    /// that needs no resolution.
     Fixed,
     /// Known, but not verified for a while.
     Stale,
@@ -244,8 +246,8 @@ impl Netlink {
 
     /// Makes the kernel verify a known neighbour now, by unicast, whatever its state
     /// (`NUD_PROBE`): a neighbour that does not reply fails after three probes, one a second. The
-    /// request neither creates an entry nor changes its MAC or flags (net/core/neighbour.c,
-    /// `neigh_add`). Not for entries that an operator has fixed.
+    /// request neither creates an entry nor changes its MAC (net/core/neighbour.c, `neigh_add`).
+    /// Not for fixed entries.
     ///
     /// # Errors
     /// When the kernel reports an error, such as an entry that is gone or has no MAC.
@@ -458,6 +460,8 @@ fn interface_address(message: AddressMessage) -> Option<InterfaceAddress> {
 
 fn neighbour(message: NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
     let (mut address, mut mac) = (None, None);
+    // Requests of ours would clear these flags (net/core/neighbour.c, `neigh_update_flags`).
+    let mut owned = message.header.flags.contains(NeighbourFlags::ExtLearned);
     for attribute in message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
@@ -467,16 +471,20 @@ fn neighbour(message: NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
                 address = Some(ip.into())
             }
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok(),
+            NeighbourAttribute::ExtFlags(flags) => {
+                owned |= flags.contains(NeighbourExtFlags::Managed);
+            }
             _ => {}
         }
     }
     let certainty = match message.header.state {
+        NeighbourState::Failed => Certainty::Failed,
+        NeighbourState::Incomplete | NeighbourState::None => Certainty::Resolving,
+        NeighbourState::Permanent | NeighbourState::Noarp => Certainty::Fixed,
+        _ if owned => Certainty::Fixed,
         // The kernel has sent to a stale neighbour, and waits before it verifies.
         NeighbourState::Stale | NeighbourState::Delay => Certainty::Stale,
         NeighbourState::Probe => Certainty::Probing,
-        NeighbourState::Permanent | NeighbourState::Noarp => Certainty::Fixed,
-        NeighbourState::Failed => Certainty::Failed,
-        NeighbourState::Incomplete | NeighbourState::None => Certainty::Resolving,
         _ => Certainty::Good,
     };
     Some(((message.header.ifindex, address?), Neighbour { mac, certainty }))
@@ -567,6 +575,29 @@ mod tests {
             message.attributes.push(NeighbourAttribute::Destination(address));
             let entry = Neighbour { mac: None, certainty: expected };
             assert_eq!(neighbour(message), Some(((4, IpAddr::from([10, 0, 0, 1])), entry)));
+        }
+    }
+
+    #[test]
+    fn neighbours_of_other_owners_are_fixed() {
+        for (flags, ext, state, expected) in [
+            (NeighbourFlags::ExtLearned, None, NeighbourState::Stale, Certainty::Fixed),
+            (NeighbourFlags::ExtLearned, None, NeighbourState::Failed, Certainty::Failed),
+            (NeighbourFlags::Router, None, NeighbourState::Stale, Certainty::Stale),
+            (
+                NeighbourFlags::empty(),
+                Some(NeighbourExtFlags::Managed),
+                NeighbourState::Reachable,
+                Certainty::Fixed,
+            ),
+        ] {
+            let mut message = NeighbourMessage::default();
+            message.header = NeighbourHeader { state, flags, ..NeighbourHeader::default() };
+            let address = NeighbourAddress::Inet(Ipv4Addr::new(10, 0, 0, 1));
+            message.attributes.push(NeighbourAttribute::Destination(address));
+            message.attributes.extend(ext.map(NeighbourAttribute::ExtFlags));
+            let found = neighbour(message).map(|(_, neighbour)| neighbour.certainty);
+            assert_eq!(found, Some(expected), "{flags:?} {ext:?} {state:?}");
         }
     }
 

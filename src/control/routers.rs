@@ -17,7 +17,8 @@
 //! The kernel updates an entry that it has by an announcement (net/ipv4/arp.c, `arp_process`, a
 //! gratuitous one also within `locktime`; net/ipv6/ndisc.c, `ndisc_recv_na`), and makes none. Its
 //! entry of an idle router would become stale, and never be verified. So the routers' entries are
-//! kept: verified by unicast every [`VERIFY`], and resolved where they are missing.
+//! kept: verified by unicast every [`VERIFY`], looked up again when there is no reply, and resolved
+//! where they are missing.
 //!
 //! A next hop that replies are redirected to is watched like a router in use, before pins with it are
 //! found: it may be replaced soon, too.
@@ -43,8 +44,10 @@ use crate::net::{Family, NextHop, NicIndex};
 pub const VERIFY: Duration = Duration::from_millis(500);
 /// Part of the time between verifications for each router, which bounds the rate of requests.
 const VERIFY_EACH: Duration = Duration::from_millis(50);
-/// Time without a reply after which a router counts as gone: the kernel has sent two probes by then
-/// (`retrans_time_ms`).
+/// Time without a reply to a unicast request after which a router is looked up by broadcast, as if
+/// it were unknown: another MAC may have its address, and few routers reply to broadcasts only.
+const ASK_ALL: Duration = Duration::from_millis(500);
+/// Time without a reply, to the broadcast either, after which a router counts as gone.
 const DOUBT: Duration = Duration::from_secs(1);
 /// Time between two looks at a router that is in doubt.
 pub const LOOK: Duration = Duration::from_millis(100);
@@ -132,6 +135,8 @@ pub struct Judgement {
     pub replaced: Vec<Replacement>,
     /// Known neighbours for the kernel to verify.
     pub verify: Vec<Key>,
+    /// Known neighbours that do not reply, for the kernel to look up again.
+    pub again: Vec<Key>,
     /// Unknown neighbours for the kernel to resolve, at the resolver's pace.
     pub resolve: Vec<Key>,
     /// Whether a verdict is outstanding.
@@ -260,6 +265,7 @@ impl Routers {
         let pause = VERIFY.max(VERIFY_EACH.saturating_mul(count));
         for router in self.known.values_mut() {
             let moved = router.moved;
+            let doubt = now.saturating_duration_since(router.certain);
             for Watched { key, verified } in &mut router.addresses {
                 let since = verified.map(|at| now.saturating_duration_since(at));
                 let due = since.is_none_or(|since| since >= pause)
@@ -268,6 +274,9 @@ impl Routers {
                     Certainty::Good | Certainty::Stale if due => {
                         judgement.verify.push(*key);
                         *verified = Some(now);
+                    }
+                    Certainty::Probing if moved.is_none() && doubt >= ASK_ALL => {
+                        judgement.again.push(*key);
                     }
                     Certainty::Resolving | Certainty::Failed => judgement.resolve.push(*key),
                     _ => {}
@@ -516,6 +525,23 @@ mod tests {
             assert_eq!(scene.replaced(ms, &rows), expected, "{name}");
         }
         assert!(scene.judge(3_600, &router(0, Resolving)).pending);
+    }
+
+    #[test]
+    fn a_router_that_does_not_reply_is_looked_up_again() {
+        let mut scene = Scene::new(&[hop(0, 1)]);
+        for (name, ms, certainty, expected) in [
+            ("verified", 0, Good, false),
+            ("asked", 100, Probing, false),
+            ("no reply", 500, Probing, true),
+            ("looked up", 600, Resolving, false),
+            ("found", 700, Good, false),
+            ("asked in time", 1_199, Probing, false),
+        ] {
+            let known = if certainty == Resolving { 0 } else { 1 };
+            let judgement = scene.judge(ms, &[(1, 1, known, certainty)]);
+            assert_eq!(judgement.again.contains(&(1, address(1))), expected, "{name}");
+        }
     }
 
     #[test]
