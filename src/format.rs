@@ -18,6 +18,11 @@ pub fn reason(error: &io::Error) -> String {
     }
 }
 
+/// Formats a MAC address as `02:00:00:00:01:02`.
+pub fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
 /// Formats bytes as `155 MB` or `1.2 GB` (powers of ten), rounded up.
 pub fn bytes(number: u64) -> String {
     const MEGA: u64 = 1_000_000;

@@ -31,6 +31,7 @@ mod e2e {
     mod limits;
     mod log;
     mod malformed;
+    mod next_hops;
     mod nic_changes;
     pub mod oracle;
     mod quic;
@@ -38,6 +39,7 @@ mod e2e {
     mod reload;
     mod resets;
     mod restart;
+    mod routers;
     mod signals;
     mod sticky;
     mod tunnel;

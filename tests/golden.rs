@@ -14,6 +14,7 @@ mod golden {
     mod proxy;
     mod removed;
     mod resets;
+    mod return_hops;
     mod states;
     mod tunnel;
     mod unanswered;

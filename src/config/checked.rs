@@ -65,7 +65,7 @@ impl Config {
     /// Returns the local addresses and limits of this box. `mtus` are the largest IP packets of
     /// each NIC in bytes, `macs` the MAC address of each NIC.
     pub fn local(&self, mtus: Vec<u16>, macs: Vec<[u8; 6]>) -> Local {
-        Local { mtus, macs, tunnels: self.tunnels, icmp: self.icmp }
+        Local { mtus, macs, tunnels: self.tunnels, icmp: self.icmp, replaced_hops: Vec::new() }
     }
 
     /// Returns the sizes of the tables that all workers share.

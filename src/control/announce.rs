@@ -97,7 +97,7 @@ impl Announcer {
     ///
     /// # Errors
     /// [`AnnounceError::NoInterface`] for the first interface that does not exist.
-    pub async fn check(&self, wanted: &HashSet<Assignment>) -> Result<(), AnnounceError> {
+    pub async fn check(&mut self, wanted: &HashSet<Assignment>) -> Result<(), AnnounceError> {
         let links = self.links().await?;
         wanted.iter().try_for_each(|assignment| find(&links, assignment).map(|_| ()))
     }
@@ -107,7 +107,7 @@ impl Announcer {
     /// # Errors
     /// When addresses cannot be listed.
     pub async fn remove_leftovers(
-        &self,
+        &mut self,
         wanted: &HashSet<Assignment>,
     ) -> Result<(), AnnounceError> {
         let wanted: HashSet<IpAddr> = wanted.iter().map(|assignment| assignment.address).collect();
@@ -232,16 +232,16 @@ impl Announcer {
         ways.into_iter().map(reported).collect()
     }
 
-    async fn present(&self) -> Result<Present, AnnounceError> {
+    async fn present(&mut self) -> Result<Present, AnnounceError> {
         let addresses = self.addresses().await?.into_iter();
         Ok(addresses.map(|found| ((found.ifindex, found.address), found.ours)).collect())
     }
 
-    async fn links(&self) -> Result<Vec<Link>, AnnounceError> {
+    async fn links(&mut self) -> Result<Vec<Link>, AnnounceError> {
         self.netlink.links().await.map_err(|error| AnnounceError::Netlink(reason(&error)))
     }
 
-    async fn addresses(&self) -> Result<Vec<InterfaceAddress>, AnnounceError> {
+    async fn addresses(&mut self) -> Result<Vec<InterfaceAddress>, AnnounceError> {
         self.netlink.addresses().await.map_err(|error| AnnounceError::Netlink(reason(&error)))
     }
 }

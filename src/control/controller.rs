@@ -40,6 +40,7 @@ use self::troubles::Troubles;
 use self::world::World;
 use super::admin::{self, ApiState, Request};
 use super::announce::Announcer;
+use super::client_hops::ClientHops;
 use super::clients::Ageing;
 use super::error::ControlError;
 use super::events::Journal;
@@ -101,7 +102,8 @@ type Assembled = (Controller, ApiState, ControlSocket, Box<dyn FnOnce()>);
 
 /// Opens netlink and connects the parts. Changes nothing outside the process.
 fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled, ControlError> {
-    let netlink = Netlink::open()?;
+    // A socket each: the kernel dumps one table at a time per socket.
+    let (for_hops, for_addresses) = (Netlink::open()?, Netlink::open()?);
     let change_notifier = netlink::watch()?;
     let links = netlink::watch_links()?;
     let (requests, request_receiver) = mpsc::channel(admin::QUEUE);
@@ -109,16 +111,19 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     let mut registry = inputs.registry;
     registry.apply(&inputs.config.vips, &inputs.workers, now)?;
     let (targets, target_receiver) = watch::channel(registry.targets());
-    let network = neighbour::start(netlink.clone(), change_notifier, &inputs.nics, target_receiver);
     let tables: Vec<_> =
         inputs.workers.iter().map(|worker| Arc::clone(&worker.flows) as Arc<dyn Pins>).collect();
+    let (client_hops, hop_receiver) = ClientHops::new(tables.clone(), Arc::clone(&inputs.shared));
+    let wanted = neighbour::Inputs { targets: target_receiver, client_hops: hop_receiver };
+    let network = neighbour::start(for_hops, change_notifier, &inputs.nics, wanted);
     let on_drained = &inputs.config.control.on_drained;
     let advertiser = Advertiser::start(inputs.send_frame);
     let parts = Parts {
         steering: Steering::new(inputs.steering),
-        announcing: Announcing::new(Announcer::new(netlink, &inputs.nics, advertiser)),
+        announcing: Announcing::new(Announcer::new(for_addresses, &inputs.nics, advertiser)),
         troubles: Troubles::default(),
         next_hops: NextHops::new(network),
+        client_hops,
         health: Health::new(),
         drains: Drains::new(tables.clone(), Arc::clone(&inputs.clock), on_drained),
         removing: Removing::default(),

@@ -52,6 +52,10 @@ pub enum Kind {
     NicFault,
     /// A fault of a NIC is gone.
     NicMended,
+    /// Replies go to another next hop than their clients' packets came by.
+    ReturnHopReplaced,
+    /// Replies go where their clients' packets came from again.
+    ReturnHopRestored,
 }
 
 impl Kind {
@@ -76,6 +80,8 @@ impl Kind {
             Self::Unsplit => "unsplit",
             Self::NicFault => "nic_fault",
             Self::NicMended => "nic_mended",
+            Self::ReturnHopReplaced => "return_hop_replaced",
+            Self::ReturnHopRestored => "return_hop_restored",
         }
     }
 
@@ -88,6 +94,7 @@ impl Kind {
                 | Self::SynsUnanswered
                 | Self::AddressTrouble
                 | Self::NicFault
+                | Self::ReturnHopReplaced
         )
     }
 }
@@ -128,6 +135,11 @@ impl NewEvent {
     /// Creates an event of a NIC; `fault` is the fault that began or ended.
     pub fn of_nic(kind: Kind, nic: &str, fault: &str) -> Self {
         Self { nic: Some(nic.to_owned()), fault: Some(fault.to_owned()), ..Self::new(kind) }
+    }
+
+    /// Creates an event at a NIC that is no fault of the NIC.
+    pub fn at_nic(kind: Kind, nic: &str) -> Self {
+        Self { nic: Some(nic.to_owned()), ..Self::new(kind) }
     }
 
     /// Adds a named count to the event.

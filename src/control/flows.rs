@@ -333,6 +333,10 @@ pub(super) mod tests {
             self.0 * 3
         }
 
+        fn ever_used(&self) -> [u32; 2] {
+            [self.positions() / 2; 2]
+        }
+
         fn pin_at(&self, slot: u32) -> Option<ConntrackEntry> {
             let i = slot / 3;
             (slot.is_multiple_of(3)).then(|| ConntrackEntry {

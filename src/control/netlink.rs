@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::FutureExt as _;
 use futures_util::stream::{Stream, StreamExt, TryStreamExt};
 use hashbrown::HashMap;
-use rtnetlink::packet_route::AddressFamily;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, CacheInfo,
 };
@@ -16,20 +16,26 @@ use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, VlanProtocol,
 };
 use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
+    NeighbourState,
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
 };
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{AddressMessageBuilder, Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::Notify;
 use tokio::time::sleep;
+use tracing::warn;
 
 use super::error::ControlError;
 
 /// `IFA_PROTO` (linux/if_addr.h, kernel 5.18) of the addresses that holdfast adds: 'H'. The kernel
 /// itself uses 1 to 3. It distinguishes our addresses from an operator's after a crash.
 pub const OUR_PROTOCOL: u8 = b'H';
+
+/// Time after which a socket that has failed is opened again.
+const REOPEN: Duration = Duration::from_secs(1);
 
 /// Errno of an address that exists already.
 const EEXIST: i32 = 17;
@@ -53,6 +59,8 @@ pub struct Link {
     pub no_arp: bool,
     /// Whether it is up (`IFF_UP`).
     pub up: bool,
+    /// Whether nothing can be sent or received: it has no carrier, or is down (`IFF_LOWER_UP`).
+    pub no_carrier: bool,
     /// MTU in bytes, without the Ethernet header; 0 if the kernel reports none.
     pub mtu: u32,
     /// Parameters of a VLAN device.
@@ -104,17 +112,35 @@ pub struct Neighbour {
     pub certainty: Certainty,
 }
 
-/// NUD states (linux/neighbour.h), reduced to the four that matter here.
+/// NUD states (linux/neighbour.h), reduced to the six that matter here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Certainty {
-    /// Known and fresh, being verified, or fixed by an operator.
+    /// Known and verified.
     Good,
+    /// Fixed by an operator, maintained by another program or by the kernel itself, or on a device
+    /// that needs no resolution.
+    Fixed,
     /// Known, but not verified for a while.
     Stale,
+    /// Known, and being verified.
+    Probing,
     /// Resolution under way.
     Resolving,
     /// No reply.
     Failed,
+}
+
+impl Neighbour {
+    /// A neighbour that the kernel knows nothing of.
+    pub const UNKNOWN: Self = Self { mac: None, certainty: Certainty::Resolving };
+
+    /// Returns the MAC that the kernel would send to now.
+    pub const fn usable(&self) -> Option<[u8; 6]> {
+        match self.certainty {
+            Certainty::Good | Certainty::Fixed | Certainty::Stale | Certainty::Probing => self.mac,
+            Certainty::Resolving | Certainty::Failed => None,
+        }
+    }
 }
 
 /// Result of a route look-up.
@@ -135,8 +161,12 @@ pub enum Route {
     None,
 }
 
-/// Netlink socket. Cheap to clone.
-#[derive(Debug, Clone)]
+/// Netlink socket of one user.
+///
+/// The kernel dumps one table at a time per socket, and refuses a second dump with "Device or
+/// resource busy" (net/netlink/af_netlink.c, `__netlink_dump_start`). Dumps therefore borrow the
+/// socket exclusively, and it cannot be cloned.
+#[derive(Debug)]
 pub struct Netlink(Handle);
 
 /// Error of a netlink request.
@@ -157,7 +187,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel reports an error.
-    pub async fn links(&self) -> Result<Vec<Link>, Error> {
+    pub async fn links(&mut self) -> Result<Vec<Link>, Error> {
         collect(self.0.link().get().execute(), |message| Some(link(message))).await
     }
 
@@ -165,7 +195,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel reports an error.
-    pub async fn addresses(&self) -> Result<Vec<InterfaceAddress>, Error> {
+    pub async fn addresses(&mut self) -> Result<Vec<InterfaceAddress>, Error> {
         collect(self.0.address().get().execute(), interface_address).await
     }
 
@@ -173,7 +203,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel reports an error.
-    pub async fn neighbours(&self) -> Result<HashMap<(u32, IpAddr), Neighbour>, Error> {
+    pub async fn neighbours(&mut self) -> Result<HashMap<(u32, IpAddr), Neighbour>, Error> {
         let mut found = HashMap::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let request = self.0.neighbours().get().set_address_family(family);
@@ -215,6 +245,33 @@ impl Netlink {
         let mut request = self.0.neighbours().add(ifindex, address);
         request = request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
         request.execute().await
+    }
+
+    /// Makes the kernel verify a known neighbour now, by unicast, whatever its state
+    /// (`NUD_PROBE`): a neighbour that does not reply fails after three probes, one a second. The
+    /// request neither creates an entry nor changes its MAC (net/core/neighbour.c, `neigh_add`).
+    /// Not for fixed entries.
+    ///
+    /// # Errors
+    /// When the kernel reports an error, such as an entry that is gone or has no MAC.
+    pub async fn verify(&self, ifindex: u32, address: IpAddr) -> Result<(), Error> {
+        let mut message = neighbour_at(ifindex, address);
+        message.header.state = NeighbourState::Probe;
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewNeighbour(message));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+        let mut replies = self.0.clone().request(request)?;
+        match replies.next().await.map(|reply| reply.payload) {
+            Some(NetlinkPayload::Error(error)) => Err(Error::NetlinkError(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes an entry that is not fixed, so that the next probe begins a new resolution at once.
+    ///
+    /// # Errors
+    /// When the kernel reports an error, such as an entry that is gone.
+    pub async fn forget(&self, ifindex: u32, address: IpAddr) -> Result<(), Error> {
+        self.0.neighbours().del(neighbour_at(ifindex, address)).execute().await
     }
 
     /// Adds `address` with a full prefix length to a link, marked with [`OUR_PROTOCOL`]. Returns
@@ -266,6 +323,28 @@ impl Netlink {
 /// # Errors
 /// When the socket cannot be opened.
 pub fn watch() -> Result<Arc<Notify>, ControlError> {
+    let mut messages = subscribe()?;
+    let change_notifier = Arc::new(Notify::new());
+    let ringer = Arc::clone(&change_notifier);
+    tokio::spawn(async move {
+        loop {
+            while messages.next().await.is_some() {
+                ringer.notify_one();
+            }
+            // The socket has failed.
+            sleep(REOPEN).await;
+            match subscribe() {
+                Ok(again) => messages = again,
+                Err(error) => warn!("{error}; changes are noticed late"),
+            }
+            ringer.notify_one();
+        }
+    });
+    Ok(change_notifier)
+}
+
+/// Subscribes to changes; a task of the caller's runtime reads them.
+fn subscribe() -> Result<impl Stream<Item = impl Sized> + Unpin, ControlError> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Neigh,
@@ -274,17 +353,10 @@ pub fn watch() -> Result<Arc<Notify>, ControlError> {
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ];
-    let (connection, _, mut messages) =
+    let (connection, _, messages) =
         rtnetlink::new_multicast_connection(&groups).map_err(netlink_error)?;
     tokio::spawn(connection);
-    let change_notifier = Arc::new(Notify::new());
-    let ringer = Arc::clone(&change_notifier);
-    tokio::spawn(async move {
-        while messages.next().await.is_some() {
-            ringer.notify_one();
-        }
-    });
-    Ok(change_notifier)
+    Ok(messages)
 }
 
 /// Time within which several events lead to one notification.
@@ -313,6 +385,17 @@ pub fn watch_links() -> Result<Arc<Notify>, ControlError> {
 /// Prefix length of a single address, in bits.
 pub const fn full_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn neighbour_at(ifindex: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    let (family, address) = match address {
+        IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
+        IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
+    };
+    (message.header.family, message.header.ifindex) = (family, ifindex);
+    message.attributes.push(NeighbourAttribute::Destination(address));
+    message
 }
 
 fn netlink_error(error: std::io::Error) -> ControlError {
@@ -349,6 +432,7 @@ fn link(message: LinkMessage) -> Link {
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         no_arp: message.header.flags.contains(LinkFlags::Noarp),
         up: message.header.flags.contains(LinkFlags::Up),
+        no_carrier: !message.header.flags.contains(LinkFlags::LowerUp),
         ..Link::default()
     };
     let (mut below, mut vlan_id) = (None, None);
@@ -407,6 +491,8 @@ fn interface_address(message: AddressMessage) -> Option<InterfaceAddress> {
 
 fn neighbour(message: NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
     let (mut address, mut mac) = (None, None);
+    // Requests of ours would clear these flags (net/core/neighbour.c, `neigh_update_flags`).
+    let mut owned = message.header.flags.contains(NeighbourFlags::ExtLearned);
     for attribute in message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
@@ -416,13 +502,20 @@ fn neighbour(message: NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
                 address = Some(ip.into())
             }
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok(),
+            NeighbourAttribute::ExtFlags(flags) => {
+                owned |= flags.contains(NeighbourExtFlags::Managed);
+            }
             _ => {}
         }
     }
     let certainty = match message.header.state {
-        NeighbourState::Stale => Certainty::Stale,
         NeighbourState::Failed => Certainty::Failed,
         NeighbourState::Incomplete | NeighbourState::None => Certainty::Resolving,
+        NeighbourState::Permanent | NeighbourState::Noarp => Certainty::Fixed,
+        _ if owned => Certainty::Fixed,
+        // The kernel has sent to a stale neighbour, and waits before it verifies.
+        NeighbourState::Stale | NeighbourState::Delay => Certainty::Stale,
+        NeighbourState::Probe => Certainty::Probing,
         _ => Certainty::Good,
     };
     Some(((message.header.ifindex, address?), Neighbour { mac, certainty }))
@@ -482,6 +575,7 @@ mod tests {
             index: 9,
             name: "eth1.7".to_owned(),
             mac: Some([2, 0, 0, 0, 0, 1]),
+            no_carrier: true,
             mtu: 1500,
             vlan: Some(OnVlan { below: 3, id: 7, service: true }),
             ..Link::default()
@@ -494,13 +588,13 @@ mod tests {
     }
 
     #[test]
-    fn neighbour_states_fall_into_four() {
+    fn neighbour_states_fall_into_six() {
         for (state, expected) in [
             (NeighbourState::Reachable, Certainty::Good),
-            (NeighbourState::Permanent, Certainty::Good),
-            (NeighbourState::Delay, Certainty::Good),
-            (NeighbourState::Probe, Certainty::Good),
-            (NeighbourState::Noarp, Certainty::Good),
+            (NeighbourState::Permanent, Certainty::Fixed),
+            (NeighbourState::Noarp, Certainty::Fixed),
+            (NeighbourState::Probe, Certainty::Probing),
+            (NeighbourState::Delay, Certainty::Stale),
             (NeighbourState::Stale, Certainty::Stale),
             (NeighbourState::None, Certainty::Resolving),
             (NeighbourState::Incomplete, Certainty::Resolving),
@@ -512,6 +606,29 @@ mod tests {
             message.attributes.push(NeighbourAttribute::Destination(address));
             let entry = Neighbour { mac: None, certainty: expected };
             assert_eq!(neighbour(message), Some(((4, IpAddr::from([10, 0, 0, 1])), entry)));
+        }
+    }
+
+    #[test]
+    fn neighbours_of_other_owners_are_fixed() {
+        for (flags, ext, state, expected) in [
+            (NeighbourFlags::ExtLearned, None, NeighbourState::Stale, Certainty::Fixed),
+            (NeighbourFlags::ExtLearned, None, NeighbourState::Failed, Certainty::Failed),
+            (NeighbourFlags::Router, None, NeighbourState::Stale, Certainty::Stale),
+            (
+                NeighbourFlags::empty(),
+                Some(NeighbourExtFlags::Managed),
+                NeighbourState::Reachable,
+                Certainty::Fixed,
+            ),
+        ] {
+            let mut message = NeighbourMessage::default();
+            message.header = NeighbourHeader { state, flags, ..NeighbourHeader::default() };
+            let address = NeighbourAddress::Inet(Ipv4Addr::new(10, 0, 0, 1));
+            message.attributes.push(NeighbourAttribute::Destination(address));
+            message.attributes.extend(ext.map(NeighbourAttribute::ExtFlags));
+            let found = neighbour(message).map(|(_, neighbour)| neighbour.certainty);
+            assert_eq!(found, Some(expected), "{flags:?} {ext:?} {state:?}");
         }
     }
 

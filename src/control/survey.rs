@@ -50,8 +50,8 @@ pub struct Network {
 pub fn survey(config: &Config, nics: &[NicFacts]) -> Result<Vec<Finding>, ControlError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let network = runtime.map_err(ControlError::Runtime)?.block_on(async {
-        let netlink = Netlink::open()?;
-        look(config, &netlink).await.map_err(|error| ControlError::Netlink(error.to_string()))
+        let mut netlink = Netlink::open()?;
+        look(config, &mut netlink).await.map_err(|error| ControlError::Netlink(error.to_string()))
     })?;
     let mut found = findings(config, nics, &network);
     found.extend(control_socket(&config.control.socket));
@@ -65,11 +65,12 @@ fn control_socket(path: &Path) -> Option<Finding> {
     Some(Finding::new(Level::Error, "control.socket", what, fix))
 }
 
-async fn look(config: &Config, netlink: &Netlink) -> Result<Network, netlink::Error> {
+async fn look(config: &Config, netlink: &mut Netlink) -> Result<Network, netlink::Error> {
     let links = netlink.links().await?;
     let addresses = netlink.addresses().await?;
     let backends = config.vips.iter().flat_map(|vip| &vip.backends);
     let targets: HashSet<IpAddr> = backends.map(|backend| backend.address).collect();
+    let netlink = &*netlink;
     let routes = iter(targets)
         .map(
             |target| async move { Ok::<_, netlink::Error>((target, netlink.route(target).await?)) },

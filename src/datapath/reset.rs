@@ -132,7 +132,7 @@ impl TxBacklog {
             let onwards = Content { sequence, acknowledgment, reset: true };
             let (client, backend) = if reply { (onwards, back) } else { (back, onwards) };
             let flow = packet.flow.key();
-            self.push(Some(terminated.to_client(&flow, client)));
+            self.push(Some(terminated.to_client(&flow, client, context)));
             self.push(terminated.to_backend(&flow, backend, context));
         }
         Drop::FlowReset
@@ -145,7 +145,7 @@ impl TxBacklog {
         // Any numbers outside the window work, which nearly all are; each probe has others.
         let sequence = context.now.0.wrapping_mul(0x9e37_79b1);
         let content = Content { sequence, acknowledgment: Some(!sequence), reset: false };
-        self.push(Some(terminated.to_client(flow, content)));
+        self.push(Some(terminated.to_client(flow, content, context)));
         if terminated.target.backend.forward.translates() {
             self.push(terminated.to_backend(flow, content, context));
         }
@@ -199,9 +199,9 @@ impl TxBacklog {
 
 impl Terminated<'_> {
     /// Builds a segment from the VIP to the client.
-    const fn to_client(&self, flow: &FlowKey, content: Content) -> Segment {
+    fn to_client(&self, flow: &FlowKey, content: Content, context: &Context<'_>) -> Segment {
         Segment {
-            hop: self.client,
+            hop: context.table.local().return_hop(self.client, flow.client.family()),
             source: (flow.vip, flow.vip_port),
             destination: (flow.client, flow.client_port),
             content,

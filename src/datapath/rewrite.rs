@@ -93,14 +93,16 @@ fn no_hop(backend: &Backend) -> Drop {
     if backend.loops { Drop::Loop } else { Drop::NoNextHop }
 }
 
-/// Rewrites a backend's packet for the client behind `hop`.
+/// Rewrites a backend's packet for the client behind `hop`, or behind the next hop that replaces it.
 #[inline]
 pub fn rewrite_to_client(
     packet: &mut Packet,
     hop: &NextHop,
     context: &Context<'_>,
 ) -> Result<(), Drop> {
-    let mtu = context.table.local().mtu(hop.nic);
+    let local = context.table.local();
+    let hop = &local.return_hop(*hop, packet.flow.tuple.family());
+    let mtu = local.mtu(hop.nic);
     if let Direction::ToClientOf(id) = packet.direction {
         full_nat::to_client(packet, id, mtu, context)?;
         return address_packet(packet, hop, context);

@@ -168,6 +168,11 @@ impl FlowTable {
         self.capacity() * 2
     }
 
+    /// Numbers of positions that ever had a flow: the first ones of IPv4, and of IPv6.
+    pub fn ever_used(&self) -> [u32; 2] {
+        [self.v4.ever_used(), self.v6.ever_used()]
+    }
+
     /// Memory of `families`, in bytes.
     pub fn memory(&self, families: Families) -> usize {
         let v4 = if families.v4 { self.v4.bytes() } else { 0 };

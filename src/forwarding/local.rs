@@ -1,7 +1,7 @@
 //! Properties of the local box, independent of VIPs.
 
 use super::Tunnels;
-use crate::net::NicIndex;
+use crate::net::{Family, NextHop, NicIndex};
 
 /// Maximum length of an IP packet, in bytes, for a NIC without a known limit.
 pub const UNLIMITED: u16 = u16::MAX;
@@ -17,6 +17,20 @@ pub struct Local {
     pub macs: Vec<[u8; 6]>,
     /// Rate limit of ICMP errors, per worker.
     pub icmp: IcmpRate,
+    /// Return hops that no longer lead to their clients; mostly none.
+    pub replaced_hops: Vec<ReplacedHop>,
+}
+
+/// A next hop that takes the place of a return hop: the client-side router has another MAC, or does
+/// not reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplacedHop {
+    /// Family of the clients.
+    pub family: Family,
+    /// Return hop, as pins have it.
+    pub old: NextHop,
+    /// Next hop to use instead.
+    pub new: NextHop,
 }
 
 /// Rate limit of ICMP errors sent by one worker.
@@ -40,5 +54,37 @@ impl Local {
     #[inline]
     pub fn mtu(&self, nic: NicIndex) -> u16 {
         self.mtus.get(usize::from(nic.0)).copied().unwrap_or(UNLIMITED)
+    }
+
+    /// Next hop to a client of this family, from which packets came by `hop`.
+    #[inline]
+    pub fn return_hop(&self, hop: NextHop, family: Family) -> NextHop {
+        if self.replaced_hops.is_empty() { hop } else { self.replacement(hop, family) }
+    }
+
+    #[cold]
+    fn replacement(&self, hop: NextHop, family: Family) -> NextHop {
+        let mut replaced = self.replaced_hops.iter();
+        let found = replaced.find(|replaced| replaced.old == hop && replaced.family == family);
+        found.map_or(hop, |replaced| replaced.new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_return_hop_is_replaced_for_its_family_only() {
+        let hop = |last| NextHop { nic: NicIndex(0), mac: [2, 0, 0, 0, 0, last], vlan: None };
+        let mut local = Local::default();
+        assert_eq!(local.return_hop(hop(1), Family::V4), hop(1));
+        let replaced = |family, new| ReplacedHop { family, old: hop(1), new: hop(new) };
+        local.replaced_hops = vec![replaced(Family::V4, 2), replaced(Family::V6, 3)];
+        for (old, family, new) in
+            [(1, Family::V4, 2), (1, Family::V6, 3), (2, Family::V4, 2), (4, Family::V6, 4)]
+        {
+            assert_eq!(local.return_hop(hop(old), family), hop(new));
+        }
     }
 }

@@ -26,7 +26,7 @@ pub mod tunnel;
 
 pub use affinity::{Affinity, ClientKey, Secret, Splits};
 pub use listeners::MAX_PREFIX_LENGTHS;
-pub use local::Local;
+pub use local::{Local, ReplacedHop};
 pub use old_listeners::OldListen;
 pub use policy::{FlowTimeouts, Timeouts, VipPolicy};
 pub use quic_lb::ServerId;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::runtime::Builder;
 use tokio::time::{Instant, sleep};
 
-use crate::control::netlink::{Certainty, Netlink, Route};
+use crate::control::netlink::{Netlink, Route};
 use crate::xdp::nic::Nic;
 
 /// Longest wait for a neighbour's reply.
@@ -59,19 +59,19 @@ pub fn resolve(nic: &Nic, target: IpAddr) -> Result<[u8; 6], NextHopError> {
         |reason: &dyn ToString| NextHopError::Netlink { target, reason: reason.to_string() };
     let runtime = Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| failed(&error))?.block_on(async {
-        let netlink = Netlink::open().map_err(|error| failed(&error))?;
+        let mut netlink = Netlink::open().map_err(|error| failed(&error))?;
         let interface = || nic.name().to_owned();
         let hop = match netlink.route(target).await.map_err(|error| failed(&error))? {
             Route::Via { ifindex, hop, .. } if ifindex == nic.index() => hop,
             _ => return Err(NextHopError::NoRoute { target, interface: interface() }),
         };
-        let mac = ask(&netlink, nic.index(), hop).await.map_err(|error| failed(&error))?;
+        let mac = ask(&mut netlink, nic.index(), hop).await.map_err(|error| failed(&error))?;
         mac.ok_or_else(|| NextHopError::NoAnswer { hop, interface: interface() })
     })
 }
 
 async fn ask(
-    netlink: &Netlink,
+    netlink: &mut Netlink,
     interface: u32,
     hop: IpAddr,
 ) -> Result<Option<[u8; 6]>, crate::control::netlink::Error> {
@@ -79,8 +79,7 @@ async fn ask(
     let mut asked = false;
     while start.elapsed() < PATIENCE {
         let neighbour = netlink.neighbours().await?.get(&(interface, hop)).copied();
-        let known = neighbour.filter(|n| matches!(n.certainty, Certainty::Good | Certainty::Stale));
-        if let Some(mac) = known.and_then(|neighbour| neighbour.mac) {
+        if let Some(mac) = neighbour.and_then(|neighbour| neighbour.usable()) {
             return Ok(Some(mac));
         }
         if !asked {

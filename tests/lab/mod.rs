@@ -19,8 +19,8 @@ pub use config::{Config, Family, Vip, tunnel, vip};
 pub use holdfast::{BINARY, Holdfast, log_of};
 use namespace::in_namespace;
 pub use traffic::{
-    Blocked, Transferred, blocked, conversation, download, requests, transfers, udp_requests,
-    upload,
+    Blocked, Transferred, blocked, conversation, download, listeners, requests, speakers,
+    transfers, udp_requests, upload,
 };
 
 /// MAC addresses of the balancer, as `scripts/lab` gives them: first (or only) NIC, second NIC.

@@ -1,4 +1,5 @@
-//! The lab's router: a path with a smaller MTU than the links of its users.
+//! The lab's routers: a path with a smaller MTU than the links of its users, and routers between the
+//! balancer and its clients.
 
 use super::{BACKENDS, Family, Lab};
 
@@ -41,5 +42,73 @@ impl Lab {
             self.run(backend, &[&route[..], &["via", family.router()]].concat());
         }
         self.run("router", &[&route[..], &["dev", "eth0", "mtu", &mtu]].concat());
+    }
+}
+
+/// Networks of the clients behind routers, and the client's address there.
+const FAR: [(Family, &str, &str); 2] = [
+    (Family::V4, "198.18.3.0/24", "198.18.3.10"),
+    (Family::V6, "2001:db8:3::/64", "2001:db8:3::10"),
+];
+/// Networks of the VIPs, and the balancer's address on the routers' segment.
+const VIPS: [(&str, &str); 2] =
+    [("192.0.2.0/24", "198.18.2.2"), ("2001:db8:100::/64", "2001:db8:2::2")];
+
+/// Address of the router with this number on the clients' side.
+fn router_address(family: Family, number: usize) -> String {
+    match family {
+        Family::V4 => format!("198.18.3.{}", number + 1),
+        Family::V6 => format!("2001:db8:3::{:x}", number + 1),
+    }
+}
+
+impl Lab {
+    /// Moves the client behind routers, hosts of a lab with one segment: it uses the first one. The
+    /// balancer routes to the client's network by `gateways`, those of each family.
+    pub fn route_clients(&self, routers: &[&str], gateways: [&str; 2]) {
+        let bridge = ["stp_state", "0", "forward_delay", "0", "mcast_snooping", "0"];
+        let add = ["ip", "link", "add", "far", "type", "bridge"];
+        self.run("switch", &[&add[..], &bridge].concat());
+        self.run("switch", &["ip", "link", "set", "far", "up"]);
+        self.connect_far("client");
+        for (number, router) in routers.iter().enumerate() {
+            self.connect_far(router);
+            let forward = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"];
+            self.run(router, &[&["sysctl", "-q", "-w"][..], &forward].concat());
+            for ((family, network, _), (vips, balancer)) in FAR.into_iter().zip(VIPS) {
+                let length = network.rsplit('/').next().unwrap();
+                let address = format!("{}/{length}", router_address(family, number));
+                self.run(router, &["ip", "address", "add", &address, "dev", "far"]);
+                let route = ["ip", family.option(), "route", "replace", vips, "via", balancer];
+                self.run(router, &route);
+            }
+        }
+        for ((family, network, address), gateway) in FAR.into_iter().zip(gateways) {
+            let length = network.rsplit('/').next().unwrap();
+            let address = format!("{address}/{length}");
+            self.run("client", &["ip", "address", "add", &address, "dev", "far"]);
+            self.run("lb", &["ip", family.option(), "route", "add", network, "via", gateway]);
+        }
+        self.use_router(0);
+    }
+
+    /// Makes the client send by the router with this number.
+    pub fn use_router(&self, number: usize) {
+        for ((family, _, address), (vips, _)) in FAR.into_iter().zip(VIPS) {
+            let gateway = router_address(family, number);
+            let route = ["ip", family.option(), "route", "replace", vips, "via", &gateway];
+            self.run("client", &[&route[..], &["src", address]].concat());
+        }
+    }
+
+    /// Connects a host to the clients' segment, as `scripts/lab` connects hosts.
+    fn connect_far(&self, host: &str) {
+        let port = format!("{host}-far");
+        let (inside, switch) = (self.namespace(host), self.namespace("switch"));
+        let add = ["ip", "link", "add", "far", "netns", &inside, "type", "veth"];
+        self.run("switch", &[&add[..], &["peer", "name", &port, "netns", &switch]].concat());
+        self.run(host, &["ethtool", "-K", "far", "tx", "off"]);
+        self.run("switch", &["ip", "link", "set", &port, "master", "far", "up"]);
+        self.run(host, &["ip", "link", "set", "far", "up"]);
     }
 }

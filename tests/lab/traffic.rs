@@ -240,6 +240,67 @@ impl Conversation {
     }
 }
 
+/// Servers that speak on all of their connections at a word.
+pub struct Speakers(Vec<(Running, ChildStdin)>);
+
+/// Starts a server on `port` of each backend.
+pub fn speakers(lab: &Lab, backends: &[&str], port: u16) -> Speakers {
+    let start = |backend: &&str| {
+        let mut command = lab.command(backend, "/usr/bin/python3");
+        command.args([PUSH, "serve", &port.to_string()]);
+        let mut running = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let mut ready = String::new();
+        let stdout = running.0.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut ready).unwrap();
+        assert_eq!(ready.trim(), "ready");
+        let words = running.0.stdin.take().unwrap();
+        (running, words)
+    };
+    Speakers(backends.iter().map(start).collect())
+}
+
+impl Speakers {
+    /// Sends a number on every connection.
+    pub fn say(&mut self, number: u32) {
+        for (_, words) in &mut self.0 {
+            writeln!(words, "{number}").unwrap();
+        }
+    }
+}
+
+/// Connections of the client, which only listens.
+pub struct Listeners {
+    // Dropping the value ends the process.
+    _running: Running,
+    lines: BufReader<ChildStdout>,
+}
+
+const PUSH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/push.py");
+
+/// Opens `count` connections to each VIP.
+pub fn listeners(lab: &Lab, vips: &[Vip], count: usize) -> Listeners {
+    let mut command = lab.command("client", "/usr/bin/python3");
+    command.args([PUSH, "hold", &count.to_string()]).args(vips.iter().map(Vip::address));
+    let mut running = Running::start(command.stdout(Stdio::piped()));
+    let lines = BufReader::new(running.0.stdout.take().unwrap());
+    let mut listeners = Listeners { _running: running, lines };
+    assert_eq!(listeners.line(), "open");
+    listeners
+}
+
+impl Listeners {
+    /// Waits until this number has arrived on every connection. Panics if one ends.
+    pub fn hear(&mut self, number: u32) {
+        assert_eq!(self.line(), format!("all {number}"));
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+}
+
 impl Family {
     /// `-4` or `-6`, the option of commands.
     pub fn option(self) -> &'static str {

@@ -59,7 +59,7 @@ impl Announcing {
     }
 
     /// Checks that the addresses of a new configuration can be announced.
-    pub(super) async fn check(&self, new: &Config) -> Result<(), AnnounceError> {
+    pub(super) async fn check(&mut self, new: &Config) -> Result<(), AnnounceError> {
         self.announcer.check(&Assignment::all(new)).await
     }
 

@@ -1,4 +1,4 @@
-//! Next hops of backends, as the resolver finds them.
+//! Next hops of backends, and of replies to clients behind routers, as the resolver finds them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,9 +11,13 @@ use tracing::{info, warn};
 
 use super::world::World;
 use crate::config;
+use crate::control::events::{Kind, NewEvent};
 use crate::control::flows::list;
 use crate::control::neighbour::{Problem, Snapshot};
+use crate::control::routers::{Replacement, Why};
 use crate::control::state::{BackendEntry, Registry};
+use crate::format::mac;
+use crate::net::NextHop;
 
 /// Maximum time that a start or a reload waits for the next hops of new backends.
 const FIRST_RESOLUTION: Duration = Duration::from_secs(1);
@@ -58,7 +62,7 @@ impl NextHops {
     pub(super) fn follow(&mut self, world: &mut World) {
         let World { registry, network, dirty, .. } = world;
         let before = std::mem::replace(network, Arc::clone(&self.found.borrow_and_update()));
-        *dirty |= before.nic_mtus != network.nic_mtus;
+        *dirty |= before.nic_mtus != network.nic_mtus || before.replaced != network.replaced;
         for (vip, backend) in registry.all_backends_mut() {
             if let Some(hop) = network.hops.get(&backend.config.address) {
                 let next_hop = hop.as_ref().ok().copied();
@@ -74,6 +78,41 @@ impl NextHops {
                 log_problem(vip, backend, hop.as_ref().err());
                 *dirty |= backend.awaits_next_hop() != awaited;
             }
+        }
+        report_replaced(world, &before.replaced);
+    }
+}
+
+/// Reports the return hops that are replaced from now on, and those that no longer are.
+fn report_replaced(World { network, nics, journal, .. }: &mut World, before: &[Replacement]) {
+    let interface =
+        |hop: &NextHop| nics.get(usize::from(hop.nic.0)).map_or("?", |nic| nic.interface.as_str());
+    let now = &network.replaced;
+    let name = |router: Option<IpAddr>| {
+        router.map_or_else(|| "the router".to_owned(), |address| format!("router {address}"))
+    };
+    for Replacement { hop, why, router } in now.iter().filter(|found| !before.contains(found)) {
+        let (nic, old, new) = (interface(&hop.old), mac(hop.old.mac), mac(hop.new.mac));
+        let router = name(*router);
+        let why = match why {
+            Why::Moved => "no longer has this MAC",
+            Why::Silent => "does not reply",
+            Why::NoCarrier => "is behind a link without carrier",
+        };
+        let over = interface(&hop.new);
+        let text = format!(
+            "{router}, MAC {old} on {nic}, {why}: replies to its clients go to {new} on {over}"
+        );
+        journal.record(NewEvent::at_nic(Kind::ReturnHopReplaced, nic), text);
+    }
+    for Replacement { hop, router, .. } in before {
+        let replaced =
+            |found: &Replacement| found.hop.old == hop.old && found.hop.family == hop.family;
+        if !now.iter().any(replaced) {
+            let (nic, old) = (interface(&hop.old), mac(hop.old.mac));
+            let router = name(*router);
+            let text = format!("replies go to {router}, MAC {old} on {nic}, again");
+            journal.record(NewEvent::at_nic(Kind::ReturnHopRestored, nic), text);
         }
     }
 }
@@ -113,10 +152,11 @@ fn log_problem(vip: &config::Vip, backend: &mut BackendEntry, problem: Option<&P
 
 #[cfg(test)]
 mod tests {
-    use super::super::world::tests::world;
+    use super::super::world::tests::{reported, world};
     use super::*;
     use crate::control::state::tests::{backend, vip};
-    use crate::net::{NextHop, NicIndex};
+    use crate::forwarding::ReplacedHop;
+    use crate::net::{Family, NicIndex};
 
     #[tokio::test]
     async fn a_table_follows_when_a_next_hop_comes_changes_or_goes() {
@@ -142,5 +182,34 @@ mod tests {
         }
         let problem = world.registry.find("web", "a").and_then(|(_, a)| a.problem.clone());
         assert_eq!(problem, Some(Problem::NoRoute.to_string()));
+    }
+
+    #[tokio::test]
+    async fn replaced_return_hops_are_published_and_reported() {
+        let mut world = world(vec![vip("web", &[backend("a", 1)])]);
+        let (found, receiver) = watch::channel(Arc::default());
+        let mut next_hops = NextHops::new(receiver);
+        let hop = |last| NextHop { nic: NicIndex(0), mac: [2, 0, 0, 0, 0, last], vlan: None };
+        let replaced = |last, why| {
+            let hop = ReplacedHop { family: Family::V4, old: hop(1), new: hop(last) };
+            Replacement { hop, why, router: Some([198, 51, 100, 1].into()) }
+        };
+        for (row, replaced, event) in [
+            ("silent", vec![replaced(2, Why::Silent)], Some("return_hop_replaced")),
+            ("the same", vec![replaced(2, Why::Silent)], None),
+            ("another MAC", vec![replaced(3, Why::Moved)], Some("return_hop_replaced")),
+            ("as before", Vec::new(), Some("return_hop_restored")),
+        ] {
+            let before = reported(&world).len();
+            let hops: Vec<ReplacedHop> = replaced.iter().map(|replaced| replaced.hop).collect();
+            found.send_replace(Arc::new(Snapshot { replaced, ..Snapshot::default() }));
+            world.dirty = false;
+            next_hops.follow(&mut world);
+            assert_eq!(world.dirty, event.is_some(), "{row}");
+            world.publish();
+            assert_eq!(world.publisher.current().local().replaced_hops, hops, "{row}");
+            let kinds = reported(&world).split_off(before);
+            assert_eq!(kinds.iter().map(String::as_str).next(), event, "{row}");
+        }
     }
 }

@@ -13,6 +13,7 @@ use super::steering::Steering;
 use super::troubles::Troubles;
 use super::world::World;
 use crate::control::api::Status;
+use crate::control::client_hops::ClientHops;
 use crate::control::clients::Ageing;
 use crate::control::error::ControlError;
 use crate::control::flow_rates::FlowRates;
@@ -27,6 +28,7 @@ pub(super) struct Parts {
     pub(super) announcing: Announcing,
     pub(super) troubles: Troubles,
     pub(super) next_hops: NextHops,
+    pub(super) client_hops: ClientHops,
     pub(super) health: Health,
     pub(super) drains: Drains,
     pub(super) removing: Removing,
@@ -77,6 +79,9 @@ impl Parts {
         advance_slow_starts(world, now);
         self.removing.release(world, steering, now);
         self.splitting.advance(world, now);
+        let table = world.publisher.current();
+        let has_replies = |vip| table.vip(vip).is_some_and(|vip| vip.forward.translates());
+        self.client_hops.advance(has_replies, &world.network.addresses, now);
     }
 
     /// Handles a change of a link.

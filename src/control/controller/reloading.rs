@@ -78,7 +78,7 @@ impl Reloading {
     }
 
     /// Reads the file again, and checks that a reload can apply it.
-    async fn read(&self, parts: &Parts) -> Result<Config, Refusal> {
+    async fn read(&self, parts: &mut Parts) -> Result<Config, Refusal> {
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         let new = (self.load)(&self.path).map_err(|errors| Refusal { status, errors })?;
         let frozen = reload::frozen(&parts.world.config, &new);

@@ -72,7 +72,9 @@ impl World {
         if mtus.is_empty() {
             mtus = self.nics.iter().map(|nic| nic.mtu).collect();
         }
-        self.config.local(mtus, self.nics.iter().map(|nic| nic.mac).collect())
+        let macs = self.nics.iter().map(|nic| nic.mac).collect();
+        let replaced_hops = self.network.replaced.iter().map(|replaced| replaced.hop).collect();
+        Local { replaced_hops, ..self.config.local(mtus, macs) }
     }
 
     /// Marks table, next hops and addresses as changed after removed backends or listeners were
