@@ -14,9 +14,10 @@ mod lab;
 
 mod e2e {
     mod affinity;
-    mod answers;
+    pub mod answers;
     mod drain;
     mod errors;
+    mod failures;
     mod forwarding;
     mod fragments;
     mod full_nat;
@@ -37,6 +38,7 @@ mod e2e {
     mod resets;
     mod signals;
     mod sticky;
+    mod surroundings;
     mod tunnel;
     mod unpinned;
     mod vips;

@@ -10,7 +10,7 @@ import signal
 import sys
 
 signal.signal(signal.SIGIO, lambda *_: os.write(1, b"asked\n"))
-file = os.open(sys.argv[1], os.O_RDWR)
+file = os.open(sys.argv[1], os.O_RDONLY)
 fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 os.write(1, b"held\n")
 sys.stdin.readline()
