@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -20,7 +20,8 @@ fn start(lab: &Lab) -> (Holdfast<'_>, Config) {
     (Holdfast::start(lab, &config), config)
 }
 
-/// A file that cannot be read for a while, such as one on a dead file server.
+/// A file that cannot be read for a while, such as one on a dead file server; then one that must not
+/// be read.
 #[test]
 fn a_configuration_file_that_hangs_does_not_stop_the_control_thread() {
     let lab = Lab::up(Topology::Stick);
@@ -43,27 +44,54 @@ fn a_configuration_file_that_hangs_does_not_stop_the_control_thread() {
     wait_for("the reload by SIGHUP follows", SOON, || {
         holdfast.ok(&["events", "--json"]).matches("\"reload\"").count() == 2
     });
-    holdfast.stop();
-}
 
-#[test]
-fn a_configuration_in_a_fifo_or_device_is_refused() {
-    let lab = Lab::up(Topology::Stick);
-    let fifo = lab.state().join("fifo.toml");
-    succeeded("mkfifo", &Command::new("mkfifo").arg(&fifo).output().unwrap());
-    for (path, what) in [(fifo.as_path(), "a FIFO or pipe"), (Path::new("/dev/zero"), "a device")] {
-        for command in ["run", "check"] {
-            let line = ["timeout", "10", BINARY, command, "--config", path.to_str().unwrap()];
-            let error = failed(command, &lab.try_run("lb", &line));
-            assert!(error.contains(what) && error.contains("regular file"), "{error}");
-        }
-    }
-    let (holdfast, config) = start(&lab);
+    let fifo = fifo(&lab);
     std::fs::rename(&fifo, holdfast.config()).unwrap();
     let error = holdfast.refused(&["reload"]);
     assert!(error.contains("a FIFO or pipe") && error.contains("nothing was applied"), "{error}");
-    requests(&lab, &config.vips[0], 0, 50).assert_from("after the refusal", &BACKENDS);
+    requests(&lab, &config.vips[0], 0, 20).assert_from("after the refusal", &["b3"]);
     holdfast.stop();
+}
+
+/// Makes a FIFO without a writer.
+fn fifo(lab: &Lab) -> PathBuf {
+    let fifo = lab.state().join("fifo.toml");
+    succeeded("mkfifo", &Command::new("mkfifo").arg(&fifo).output().unwrap());
+    fifo
+}
+
+/// Starts that fail: a configuration in a FIFO or device, too few files, a full disk.
+#[test]
+fn a_start_without_what_it_needs_is_an_error_that_says_so() {
+    let lab = Lab::up(Topology::Stick);
+    // holdfast catches the signal that `timeout` sends by default.
+    let limited = ["timeout", "-s", "KILL", "10"];
+    let assert_fails = |line: &[&str], parts: &[&str]| {
+        let error = failed(&format!("{line:?}"), &lab.try_run("lb", &[&limited, line].concat()));
+        for part in parts {
+            assert!(error.contains(part), "{line:?}: {part:?} missing from {error}");
+        }
+    };
+    for (path, what) in [(fifo(&lab), "a FIFO or pipe"), ("/dev/zero".into(), "a device")] {
+        for command in ["run", "check"] {
+            let line = [BINARY, command, "--config", path.to_str().unwrap()];
+            assert_fails(&line, &[what, "regular file"]);
+        }
+    }
+
+    let mut config = Config::new(&lab, 2, vec![vip("nat", Family::V4, false)]);
+    let path = lab.state().join("holdfast.toml");
+    let path = path.to_str().unwrap();
+    std::fs::write(path, config.toml()).unwrap();
+    let few = ["prlimit", "--nofile=32:32", BINARY, "run", "--config", path];
+    assert_fails(&few, &["LimitNOFILE", "the limit is 32"]);
+
+    config.socket = "/mnt/control.sock".to_owned();
+    std::fs::write(path, config.toml()).unwrap();
+    // `ip netns exec` gives the shell mounts of its own.
+    let script = "mount -t tmpfs -o size=4k none /mnt && head -c 4096 /dev/zero >/mnt/full && \
+                  exec \"$0\" run --config \"$1\"";
+    assert_fails(&["sh", "-c", script, BINARY, path], &["/mnt/control.sock", "No space left"]);
 }
 
 /// A command that the kernel cannot start, as its file cannot be read for a while.
@@ -88,27 +116,6 @@ fn a_hook_that_cannot_be_started_does_not_stop_the_control_thread() {
     holdfast.stop();
 }
 
-/// Clients that connect and say nothing, more than are served.
-#[test]
-fn silent_clients_of_the_api_keep_nobody_out() {
-    let lab = Lab::up(Topology::Stick);
-    let (holdfast, config) = start(&lab);
-    let connect = || UnixStream::connect(&config.socket).unwrap();
-    let mut silent: Vec<UnixStream> = (0..64).map(|_| connect()).collect();
-    for _ in 0..3 {
-        holdfast.status();
-        silent.extend((0..32).map(|_| connect()));
-    }
-    assert_eq!(silent[0].read(&mut [0]).unwrap(), 0, "the oldest one was closed");
-    let last = silent.last_mut().unwrap();
-    last.write_all(b"GET /v1/status HTTP/1.0\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    last.read_to_string(&mut answer).unwrap();
-    let body = answer.split("\r\n\r\n").nth(1).unwrap();
-    assert!(serde_json::from_str::<Status>(body).is_ok(), "{answer}");
-    holdfast.stop();
-}
-
 /// Clock ticks that the control thread, the process's first one, has computed for.
 fn ticks(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat")).unwrap();
@@ -126,10 +133,33 @@ fn limit_files(pid: u32, number: usize) {
     succeeded("prlimit", &Command::new("prlimit").args([pid, limit]).output().unwrap());
 }
 
+/// No descriptors are free; then clients connect and say nothing, more than are served.
 #[test]
-fn a_process_without_free_descriptors_waits_for_them() {
+fn clients_of_the_api_keep_nobody_out() {
     let lab = Lab::up(Topology::Stick);
     let (holdfast, config) = start(&lab);
+    without_descriptors(&lab, &holdfast, &config);
+    silent_clients(&holdfast, &config);
+    holdfast.stop();
+}
+
+fn silent_clients(holdfast: &Holdfast<'_>, config: &Config) {
+    let connect = || UnixStream::connect(&config.socket).unwrap();
+    let mut silent: Vec<UnixStream> = (0..64).map(|_| connect()).collect();
+    for _ in 0..3 {
+        holdfast.status();
+        silent.extend((0..32).map(|_| connect()));
+    }
+    assert_eq!(silent[0].read(&mut [0]).unwrap(), 0, "the oldest one was closed");
+    let last = silent.last_mut().unwrap();
+    last.write_all(b"GET /v1/status HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    last.read_to_string(&mut answer).unwrap();
+    let body = answer.split("\r\n\r\n").nth(1).unwrap();
+    assert!(serde_json::from_str::<Status>(body).is_ok(), "{answer}");
+}
+
+fn without_descriptors(lab: &Lab, holdfast: &Holdfast<'_>, config: &Config) {
     let pid = holdfast.pid();
     // Checks open sockets, too: they come and go.
     limit_files(pid, open_files(pid) / 2);
@@ -151,59 +181,29 @@ fn a_process_without_free_descriptors_waits_for_them() {
     for backend in BACKENDS {
         holdfast.wait_for_health("nat4", backend, HealthState::Up);
     }
-    requests(&lab, &config.vips[0], 0, 50).assert_from("afterwards", &BACKENDS);
-    holdfast.stop();
+    requests(lab, &config.vips[0], 0, 50).assert_from("afterwards", &BACKENDS);
 }
 
-#[test]
-fn a_limit_of_open_files_that_is_too_low_is_an_error_at_the_start() {
-    let lab = Lab::up(Topology::Stick);
-    let config = Config::new(&lab, 2, vec![vip("nat", Family::V4, false)]);
-    let path = lab.state().join("holdfast.toml");
-    std::fs::write(&path, config.toml()).unwrap();
-    let run = [BINARY, "run", "--config", path.to_str().unwrap()];
-    let line = [&["timeout", "10", "prlimit", "--nofile=32:32"], &run[..]].concat();
-    let error = failed("a start", &lab.try_run("lb", &line));
-    assert!(error.contains("LimitNOFILE") && error.contains("32"), "{error}");
-    // A low soft limit is raised.
-    let mut command = lab.command("lb", "prlimit");
-    command.args(["--nofile=32:4096", BINARY]);
-    let log = std::fs::File::create(log_of(&lab)).unwrap();
-    let holdfast = Holdfast::start_by(&lab, &config, command, log.into());
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", holdfast.pid())).unwrap();
-    let row = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-    let soft: usize = row.split_whitespace().nth(3).unwrap().parse().unwrap();
-    assert!(open_files(holdfast.pid()) + 64 <= soft, "{row}");
-    holdfast.stop();
-}
-
+/// The soft limit of open files, which is too low here, is raised.
 #[test]
 fn a_log_on_a_full_disk_loses_lines_and_stops_nothing() {
     let lab = Lab::up(Topology::Stick);
     let config = Config::new(&lab, 2, vec![vip("nat", Family::V4, false)]);
+    let mut command = lab.command("lb", "prlimit");
+    command.args(["--nofile=32:", BINARY]);
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-    let holdfast = Holdfast::start_by(&lab, &config, lab.command("lb", BINARY), full.into());
+    let holdfast = Holdfast::start_by(&lab, &config, command, full.into());
     assert!(holdfast.status().log_lines_lost > 0);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", holdfast.pid())).unwrap();
+    let row = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let soft: usize = row.split_whitespace().nth(3).unwrap().parse().unwrap();
+    // The API's connections are yet to come.
+    assert!(open_files(holdfast.pid()) + 80 <= soft, "{row}");
     lab.stop_backend("b2");
     holdfast.wait_for_health("nat4", "b2", HealthState::Down);
     requests(&lab, &config.vips[0], 0, 50).assert_from("with a full disk", &["b1", "b3"]);
     assert!(holdfast.ok(&["events"]).contains("b2"), "events are kept");
     holdfast.stop();
-}
-
-#[test]
-fn a_control_socket_on_a_full_disk_is_an_error_at_the_start() {
-    let lab = Lab::up(Topology::Stick);
-    let vips = vec![vip("nat", Family::V4, false)];
-    let config = Config { socket: "/mnt/control.sock".to_owned(), ..Config::new(&lab, 2, vips) };
-    let path = lab.state().join("holdfast.toml");
-    std::fs::write(&path, config.toml()).unwrap();
-    // `ip netns exec` gives the shell mounts of its own.
-    let script = "mount -t tmpfs -o size=4k none /mnt && head -c 4096 /dev/zero >/mnt/full && \
-                  exec timeout 10 \"$0\" run --config \"$1\"";
-    let line = ["sh", "-c", script, BINARY, path.to_str().unwrap()];
-    let error = failed("a start", &lab.try_run("lb", &line));
-    assert!(error.contains("/mnt/control.sock") && error.contains("No space left"), "{error}");
 }
 
 /// The wall clock steps by 20 years at every reading, back and forth: only displayed times do.
