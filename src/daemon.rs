@@ -165,7 +165,7 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
     let threads = start(&config, workers, &stop, &events)?;
     let inputs = Inputs {
         config_path: path.to_owned(),
-        load: Box::new(|path| config::load(path).map_err(|errors| errors.messages())),
+        load: Arc::new(|path| config::load(path).map_err(|errors| errors.messages())),
         control_socket,
         workers: views,
         nics: nic_views,

@@ -309,10 +309,13 @@ pub struct WorkerStats {
     pub lifetimes: Box<[Lifetimes]>,
     /// Per backend, by [`BackendIndex`](crate::net::BackendIndex).
     pub backends: Box<[FlowStats]>,
-    /// SYNs without any reply, per backend, by [`BackendIndex`](crate::net::BackendIndex); counted
-    /// when their pin is removed. Not in [`FlowStats`], which is one cache line of per-packet
+    /// SYNs (with NAT and full NAT, also first datagrams) without any reply, per backend, by
+    /// [`BackendIndex`](crate::net::BackendIndex); counted when their pin is removed. Not in [`FlowStats`], which is one cache line of per-packet
     /// counters.
     pub unanswered: Box<[Counter]>,
+    /// New flows with a first sign of an answer, per backend, by
+    /// [`BackendIndex`](crate::net::BackendIndex), and flows that had lost their pin.
+    pub answered: Box<[Counter]>,
     /// Per NIC, by [`NicIndex`](crate::net::NicIndex).
     pub nics: Box<[NicStats]>,
 }
@@ -506,6 +509,7 @@ impl WorkerStats {
             lifetimes: zeroed(vips),
             backends: zeroed(backends),
             unanswered: zeroed(backends),
+            answered: zeroed(backends),
             nics: zeroed(nics),
         }
     }
@@ -567,6 +571,7 @@ impl WorkerStats {
             lifetimes: _,
             backends: _,
             unanswered: _,
+            answered: _,
             nics: _,
         } = self;
         let answered = local_replies.iter().map(Counter::get).sum();

@@ -290,3 +290,41 @@ fn whatif_draws_a_chart() {
     assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
     assert!(fs::read_to_string(&file).unwrap().starts_with("<svg "));
 }
+
+/// Reports to a full disk: `/dev/full` has room for nothing.
+#[test]
+fn reports_that_cannot_be_written_are_errors() {
+    let config = format!("{}/config/example-nat.toml", env!("CARGO_MANIFEST_DIR"));
+    let folder = Folder::new("full");
+    // A capture without packets (pcap-savefile(5)): magic, version 2.4, two unused words, 65535
+    // bytes a packet, Ethernet.
+    let header = [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65535, 1];
+    let capture = folder.0.join("empty.pcap");
+    fs::write(&capture, header.map(u32::to_le_bytes).concat()).unwrap();
+    let capture = capture.to_str().unwrap();
+    for line in [
+        &[
+            "whatif",
+            "--config",
+            &config,
+            "--change",
+            "drain web/a",
+            "--flows",
+            "2000",
+            "--svg",
+            "/dev/full",
+        ][..],
+        &["replay", "--config", &config, capture, "--out", "/dev/full"],
+    ] {
+        let run = holdfast(line);
+        assert_eq!(run.code, Some(1), "{line:?}: {}", run.stderr);
+        assert!(run.stderr.contains("No space left on device"), "{line:?}: {}", run.stderr);
+    }
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut check = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    check.args(["check", "--offline", "--config", &config]).stdout(full);
+    let output = check.output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("No space left on device"), "{error}");
+}

@@ -266,7 +266,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
     Inputs {
         config,
         config_path: PathBuf::from("holdfast.toml"),
-        load: Box::new(move |_| Ok(Config { vips: Vec::new(), ..reloaded.clone() })),
+        load: Arc::new(move |_| Ok(Config { vips: Vec::new(), ..reloaded.clone() })),
         control_socket: control::admin::claim(socket).unwrap(),
         workers: Vec::new(),
         nics: vec![NicView {
@@ -358,6 +358,9 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         split: None,
         forward: Forward::Nat,
         health: Health::None,
+        fail_open: false,
+        damping: None,
+        passive: None,
         drain: Drain { deadline: None, then: FlowAction::Rehash, slow_start: Duration::ZERO },
         on_remove: FlowAction::Rehash,
         announce,

@@ -14,9 +14,10 @@ mod lab;
 
 mod e2e {
     mod affinity;
-    mod answers;
+    pub mod answers;
     mod drain;
     mod errors;
+    mod failures;
     mod floods;
     mod forwarding;
     mod fragments;
@@ -42,6 +43,7 @@ mod e2e {
     mod routers;
     mod signals;
     mod sticky;
+    mod surroundings;
     mod tunnel;
     mod unpinned;
     mod vips;

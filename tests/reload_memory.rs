@@ -127,7 +127,7 @@ fn inputs(directory: &Path, round: Arc<AtomicU32>, publisher: Publisher) -> Inpu
     Inputs {
         config: file(0),
         config_path: PathBuf::from("holdfast.toml"),
-        load: Box::new(move |_| Ok(file(round.load(Ordering::Relaxed)))),
+        load: Arc::new(move |_| Ok(file(round.load(Ordering::Relaxed)))),
         control_socket: control::admin::claim(&directory.join("control.sock")).unwrap(),
         workers: vec![WorkerView { core: 0, stats, flows }],
         nics: vec![NicView {

@@ -154,6 +154,7 @@ fn serving(vip: &VipStatus) -> Cell {
     match vip.backends.iter().any(BackendStatus::is_in_service) {
         true if up == all => text(format!("{up}/{all} up")),
         true => coloured(format!("{up}/{all} up"), YELLOW),
+        false if vip.fail_open => coloured(format!("{up}/{all} up, fail open"), RED),
         false if up > 0 => coloured(format!("{up}/{all} up, none in service"), RED),
         false => coloured(format!("{up}/{all} up"), RED),
     }

@@ -198,6 +198,12 @@ pub struct Vip {
     pub split: Option<Split>,
     /// Health check of its backends.
     pub health: Health,
+    /// Whether packets are forwarded as if all backends were up while all of them fail their checks.
+    pub fail_open: bool,
+    /// Hold-down of backends that go up and down; `None`: no hold.
+    pub damping: Option<Damping>,
+    /// Passive check of its backends; `None`: no check.
+    pub passive: Option<Passive>,
     /// Drain and slow-start settings of the backends.
     pub drain: Drain,
     /// Action for the flows of a backend, port or VIP that a reload removes.
@@ -241,6 +247,26 @@ pub struct TcpHealth {
     pub fall: u32,
     /// Port to connect to; `None`: the backend's port, else the VIP's first.
     pub port: Option<u16>,
+}
+
+/// `passive` of a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Passive {
+    /// Share of unanswered new flows from which on a backend gets no further ones, 0 to 1.
+    pub unanswered: f64,
+    /// Time over which flows are counted.
+    pub window: Duration,
+}
+
+/// `damping` of a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damping {
+    /// Duration of the first hold, which each further flap doubles.
+    pub hold: Duration,
+    /// Longest hold.
+    pub longest: Duration,
+    /// Time in service after which a failure is no flap.
+    pub steady: Duration,
 }
 
 /// `[[vip.backend]]`: one server.

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::{fmt, fs, io};
 
-use super::checked::{Announce, Config, Nic, Vip};
+use rustix::process::{Resource, getrlimit};
+
+use super::checked::{Announce, Config, Health, Nic, Vip};
 use super::driver::{self, Misfit, NicFacts};
 use crate::flow::snat::BYTES_PER_BINDING;
 use crate::format::{bytes, counted};
@@ -80,9 +82,25 @@ pub struct Machine {
     pub memory_available: Option<u64>,
     /// Whether shared memory can use huge pages, from the pool or transparent ones.
     pub huge_pages: Option<bool>,
+    /// Largest number of open files of this process, its hard limit.
+    pub open_files: Option<u64>,
     /// NICs in the configuration's order; empty if any of them could not be inspected.
     pub nics: Vec<NicFacts>,
 }
+
+/// Descriptors for connections of the control API.
+pub const API_FILES: usize = 80;
+/// Descriptors for health checks: most that run at a time.
+pub const CHECK_FILES: usize = 512;
+/// Descriptors of the process itself: standard streams, event loops, netlink, locks, hooks, and some
+/// in reserve.
+const OWN_FILES: usize = 64;
+/// Descriptors of a NIC: its XDP program and maps, and sockets for its settings.
+const NIC_FILES: usize = 24;
+/// Descriptors of a queue: the socket, and a copy for its statistics.
+const QUEUE_FILES: usize = 2;
+/// Descriptors of a worker: its memory, and those of an event loop.
+const WORKER_FILES: usize = 8;
 
 /// Capabilities that `run` needs (include/uapi/linux/capability.h), each with its purpose.
 const CAPABILITIES: [(u32, &str, &str); 4] = [
@@ -112,6 +130,7 @@ impl Machine {
             socket_answers: false,
             memory_available: meminfo("MemAvailable").and_then(|kb| kb.checked_mul(1024)),
             huge_pages: huge_pages(),
+            open_files: getrlimit(Resource::Nofile).maximum,
             nics: Vec::new(),
         }
     }
@@ -254,6 +273,7 @@ pub fn check(config: &Config, machine: &Machine) -> Vec<Finding> {
         findings.push(Finding::new(Level::Note, "control.socket", what, fix));
     }
     memory(config, machine, &mut findings);
+    descriptors(config, machine, &mut findings);
     if machine.huge_pages == Some(false) {
         let what = "flow tables get small pages: look-ups among many flows take longer";
         let fix = "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled, or reserve a \
@@ -283,6 +303,31 @@ fn memory(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
         );
         let fix = format!("lower [workers] flows, use smaller rings{fewer}, or fewer workers");
         findings.push(fatal("workers.flows", what, fix));
+    }
+}
+
+/// Returns the number of files that `config` needs to have open at a time, at most.
+pub fn open_files(config: &Config, machine: &Machine) -> u64 {
+    let workers = config.workers.cores.len();
+    let queues = config.nics.iter().map(|nic| machine.served_queues(nic, workers)).sum::<usize>();
+    let checked = config.vips.iter().filter(|vip| vip.health != Health::None);
+    let checks = checked.map(|vip| vip.backends.len()).sum::<usize>().min(CHECK_FILES);
+    let files = OWN_FILES
+        + API_FILES
+        + checks
+        + config.nics.len() * NIC_FILES
+        + queues * QUEUE_FILES
+        + workers * WORKER_FILES;
+    u64::try_from(files).unwrap_or(u64::MAX)
+}
+
+fn descriptors(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
+    let needed = open_files(config, machine);
+    if let Some(limit) = machine.open_files.filter(|&limit| limit < needed) {
+        let what = format!("holdfast may have {needed} files open, and the limit is {limit}");
+        let fix =
+            format!("write LimitNOFILE={needed} into the service, or call ulimit -n {needed}");
+        findings.push(fatal("limits", what, fix));
     }
 }
 
@@ -463,6 +508,7 @@ mod tests {
             socket_answers: false,
             memory_available: Some(200_000_000),
             huge_pages: Some(true),
+            open_files: Some(1_048_576),
             nics: Vec::new(),
         }
     }
@@ -557,6 +603,13 @@ mod tests {
                 "no AF_XDP",
                 Machine { af_xdp: Some(false), ..machine() },
                 &["kernel: this kernel has no AF_XDP; boot a kernel of 6.1 or newer"],
+            ),
+            (
+                "few open files",
+                Machine { open_files: Some(100), ..machine() },
+                &[
+                    "limits: holdfast may have 189 files open, and the limit is 100; write LimitNOFILE=189",
+                ],
             ),
             ("nothing is known", Machine::default(), &[]),
         ] {

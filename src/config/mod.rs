@@ -11,6 +11,7 @@ pub mod capacity;
 mod checked;
 mod choice;
 mod control;
+mod damping;
 mod drain;
 pub mod driver;
 mod error;
@@ -23,6 +24,7 @@ mod key_path;
 pub mod machine;
 mod neighbours;
 mod nic;
+mod passive;
 mod pin;
 mod policy;
 mod quic;
@@ -44,8 +46,9 @@ mod tunnel;
 mod vip;
 mod workers;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
@@ -57,8 +60,8 @@ use report::Report;
 
 pub use backend::MAX_WEIGHT;
 pub use checked::{
-    Announce, Backend, Config, Control, CopyMode, Drain, Fragments, FullNat, Hash, Health, Idle,
-    Io, Nic, Split, State, TcpHealth, Vip, Workers, XdpMode,
+    Announce, Backend, Config, Control, CopyMode, Damping, Drain, Fragments, FullNat, Hash, Health,
+    Idle, Io, Nic, Passive, Split, State, TcpHealth, Vip, Workers, XdpMode,
 };
 pub use control::SOCKET;
 pub use error::{ConfigError, ConfigErrors};
@@ -105,19 +108,38 @@ pub fn parse(text: &str, file_name: &str) -> Result<Config, ConfigErrors> {
     Ok(config)
 }
 
-fn read_text(path: &Path) -> Result<String, (String, &'static str)> {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
-    read.map_err(|error| match error.kind() {
+/// Describes a failure to read a file, with the remedy.
+fn unreadable(error: &io::Error) -> (String, &'static str) {
+    match error.kind() {
         io::ErrorKind::NotFound => {
             ("no such file".to_owned(), "check the path, or put the file there")
         }
         io::ErrorKind::PermissionDenied => {
             ("permission denied".to_owned(), "run as a user who may read it, such as root")
         }
-        io::ErrorKind::IsADirectory => ("a directory".to_owned(), "name a file in it"),
-        _ => (format!("cannot be read: {}", reason(&error)), "it must be a TOML file"),
-    })?;
+        _ => (format!("cannot be read: {}", reason(error)), "it must be a TOML file"),
+    }
+}
+
+/// Refuses files other than regular ones, before they are opened: a FIFO without a writer blocks its
+/// reader (`fifo(7)`), opening a device may have effects, and none of them can be read again.
+fn check_kind(path: &Path) -> Result<(), (String, &'static str)> {
+    let kind = fs::metadata(path).map_err(|error| unreadable(&error))?.file_type();
+    let what = match () {
+        () if kind.is_file() => return Ok(()),
+        () if kind.is_dir() => return Err(("a directory".to_owned(), "name a file in it")),
+        () if kind.is_fifo() => "a FIFO or pipe",
+        () if kind.is_socket() => "a socket",
+        () => "a device",
+    };
+    Err((format!("{what}, not a regular file"), "write the configuration to a regular file"))
+}
+
+fn read_text(path: &Path) -> Result<String, (String, &'static str)> {
+    check_kind(path)?;
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
+    read.map_err(|error| unreadable(&error))?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE) {
         return Err(("larger than 16 MiB".to_owned(), "it must be a TOML file"));
     }

@@ -99,6 +99,8 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["nic"], keys_of::<super::nic::RawNic>()),
         (&["vip"], keys_of::<super::vip::RawVip>()),
         (&["vip", "health"], keys_of::<super::health::RawHealth>()),
+        (&["vip", "passive"], keys_of::<super::passive::RawPassive>()),
+        (&["vip", "damping"], keys_of::<super::damping::RawDamping>()),
         (&["vip", "timeouts"], keys_of::<super::timeouts::RawTimeouts>()),
         (&["vip", "quic"], keys_of::<super::quic::RawQuic>()),
         (&["vip", "sticky"], keys_of::<super::sticky::RawSticky>()),

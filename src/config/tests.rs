@@ -186,7 +186,15 @@ fn files_that_cannot_be_read() {
     fs::create_dir_all(&folder).unwrap();
     let latin1 = folder.join("latin1.toml");
     fs::write(&latin1, b"[workers]\n# caf\xe9\n").unwrap();
+    let fifo = folder.join("fifo");
+    let mode = rustix::fs::Mode::RUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let socket = folder.join("socket");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     for (path, what) in [
+        (fifo, "fifo: a FIFO or pipe, not a regular file; write the configuration to a regular"),
+        (socket, "socket: a socket, not a regular file"),
+        ("/dev/zero".into(), "/dev/zero: a device, not a regular file"),
         (
             folder.join("none.toml"),
             "none.toml: no such file; check the path, or put the file there",

@@ -11,9 +11,11 @@ use super::affinity::RawAffinity;
 use super::backend::RawBackend;
 use super::checked::{Announce, Backend, Health, TcpHealth, Vip};
 use super::choice::Choice;
+use super::damping::RawDamping;
 use super::drain::RawDrain;
 use super::health::RawHealth;
 use super::key_path::{KeyPath, Located, Value};
+use super::passive::RawPassive;
 use super::report::Report;
 use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
@@ -40,6 +42,9 @@ pub(super) struct RawVip {
     affinity: Choice<RawAffinity>,
     split: Choice<RawSplit>,
     health: RawHealth,
+    passive: Option<RawPassive>,
+    damping: RawDamping,
+    fail_open: Option<bool>,
     timeouts: RawTimeouts,
     sticky: Option<RawSticky>,
     on_reentry: Option<String>,
@@ -199,6 +204,7 @@ impl RawVip {
         let affinity = self.affinity.0.check(&affinity_at, protocol, report);
         let split = self.split.0.check(&key_path.key("split"), report);
         let health = self.health.check(&key_path.key("health"), protocol, report);
+        let damping = self.damping.check(&key_path.key("damping"), report);
         let timeouts = self.timeouts.check(&key_path.key("timeouts"), report);
         let sticky = self.sticky.map(|raw| raw.check(&key_path.key("sticky"), protocol, report));
         let on_reentry = on_reentry(self.on_reentry, &key_path.key("on_reentry"), report);
@@ -218,6 +224,9 @@ impl RawVip {
             on_remove,
         };
         let pin = pin::check(self.pin, key_path, &needs, report);
+        let passive_at = key_path.key("passive");
+        let passive =
+            self.passive.map(|raw| raw.check(&passive_at, (protocol, forward), pin, report));
         let drain = self.drain.check(&key_path.key("drain"), protocol, report);
         let on_down = self.on_down.as_deref();
         let on_down = policy::on_down(on_down, &key_path.key("on_down"), protocol, report);
@@ -264,6 +273,10 @@ impl RawVip {
             },
             split,
             health,
+            // Refusal is the safe answer where no backend is known to serve.
+            fail_open: self.fail_open.unwrap_or(false),
+            damping,
+            passive,
             drain,
             on_remove,
             announce,

@@ -4,23 +4,27 @@
 //! [`claim`] creates the socket itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Query, State};
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{self, Method, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::api::{
     DrainRequest, EventList, Explained, Forgotten, Ordered, ReloadRequest, Reloaded, Status,
     UndrainRequest,
 };
 use super::clients::{self, ClientRows, ForgetQuery};
+use super::connections;
 pub use super::control_socket::{ControlSocket, claim};
 use super::error::ControlError;
 use super::explain::{self, Explain, Prepared};
@@ -33,6 +37,8 @@ use crate::format::reason;
 
 /// Largest request body, in bytes. Bodies hold names and numbers only.
 const MAX_BODY: usize = 64 * 1024;
+/// Longest wait for the body of a request. Local clients send it at once.
+const BODY_LIMIT: Duration = Duration::from_secs(10);
 /// Requests queued for the control task; further requests wait in their handlers.
 pub const QUEUE: usize = 64;
 
@@ -96,7 +102,7 @@ impl ControlSocket {
         let Some(listener) = self.take() else { return Err(failed("served twice".to_owned())) };
         let listener =
             tokio::net::UnixListener::from_std(listener).map_err(|error| failed(reason(&error)))?;
-        tokio::spawn(axum::serve(listener, router(api_state)).into_future());
+        tokio::spawn(connections::serve(listener, router(api_state)));
         Ok(())
     }
 }
@@ -113,8 +119,25 @@ fn router(api_state: ApiState) -> Router {
         .route("/v1/explain", get(explained))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn(whole_body))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(api_state)
+}
+
+/// Reads the body of a request, for a bounded time, before its handler runs.
+async fn whole_body(request: http::Request<Body>, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    match timeout(BODY_LIMIT, to_bytes(body, MAX_BODY)).await {
+        Ok(Ok(bytes)) => next.run(http::Request::from_parts(parts, bytes.into())).await,
+        Ok(Err(_)) => {
+            let error = format!("body: length limit of {MAX_BODY} bytes exceeded, or cut off");
+            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, error).into_response()
+        }
+        Err(_) => {
+            let error = format!("body: not complete within {} s", BODY_LIMIT.as_secs());
+            Refusal::new(StatusCode::REQUEST_TIMEOUT, error).into_response()
+        }
+    }
 }
 
 async fn unknown(uri: Uri) -> Refusal {

@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config;
-use crate::net::Forward;
+use crate::net::{Forward, Protocol};
 
 /// Time between two readings of the window.
 const STEP: Duration = Duration::from_secs(30);
@@ -56,8 +56,14 @@ impl Syns {
         self.unanswered.saturating_mul(whole) >= self.all.saturating_mul(part)
     }
 
+    /// Share of unanswered SYNs, 0 to 1.
+    #[expect(clippy::cast_precision_loss, reason = "a share needs no more digits")]
+    pub fn share(self) -> f64 {
+        if self.all == 0 { 0.0 } else { self.unanswered as f64 / self.all as f64 }
+    }
+
     /// Returns whether the unanswered share is at least `times` that of `others`.
-    fn exceeds(self, times: u64, others: Self) -> bool {
+    pub fn exceeds(self, times: u64, others: Self) -> bool {
         let ours = u128::from(self.unanswered) * u128::from(others.all);
         ours >= u128::from(times) * u128::from(others.unanswered) * u128::from(self.all)
     }
@@ -129,7 +135,7 @@ pub fn judge(backends: &mut [&mut Answering]) -> Vec<usize> {
 }
 
 /// Sums the SYNs of the better half of the backends that have any, except the one at `position`.
-fn better_half(all: &[Syns], position: usize) -> Syns {
+pub fn better_half(all: &[Syns], position: usize) -> Syns {
     let others = all.iter().enumerate().filter(|(other, syns)| *other != position && syns.all > 0);
     let mut others: Vec<Syns> = others.map(|(_, syns)| *syns).collect();
     others.sort_by(|a, b| {
@@ -153,8 +159,12 @@ pub fn hint(vip: &config::Vip, Syns { all, unanswered }: Syns) -> String {
         Forward::Nat => "does its route to the clients lead through this box?".to_owned(),
         Forward::FullNat => "does its route to the [full_nat] sources lead here?".to_owned(),
     };
+    let what = match vip.protocol {
+        Protocol::Tcp => "SYNs",
+        Protocol::Udp | Protocol::Any => "first datagrams",
+    };
     format!(
-        "{unanswered} of {all} recent SYNs were not answered, while other backends answer: {question}"
+        "{unanswered} of {all} recent {what} were not answered, while other backends answer: {question}"
     )
 }
 

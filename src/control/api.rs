@@ -188,6 +188,9 @@ pub struct VipStatus {
     /// so are spread over several.
     #[serde(default)]
     pub splits: Vec<SplitStatus>,
+    /// Whether packets are forwarded as if all backends were up, since none is (`fail_open`).
+    #[serde(default)]
+    pub fail_open: bool,
     /// Number of backends that are up: next hop resolved, and health check not failing.
     #[serde(default)]
     pub backends_up: usize,
@@ -228,6 +231,12 @@ pub struct BackendStatus {
     pub health: HealthState,
     /// Reason for the health state, in words: the last failure, or empty.
     pub health_detail: String,
+    /// Seconds for which flap damping will hold the backend down; `None`: it does not.
+    #[serde(default)]
+    pub held_down_for_s: Option<u64>,
+    /// Flaps that are not forgotten: they determine the next hold.
+    #[serde(default)]
+    pub flaps: u32,
     /// State: in service, draining or drained.
     pub state: BackendState,
     /// Seconds until the drain's deadline; `None`: there is none.
@@ -240,6 +249,9 @@ pub struct BackendStatus {
     /// Share of its new flows that the backend gets, in per cent: less than 100 during slow start.
     #[serde(default = "whole")]
     pub share_percent: u8,
+    /// Seconds for which the passive check keeps new flows from the backend; `None`: it does not.
+    #[serde(default)]
+    pub passive_out_for_s: Option<u64>,
     /// Next hop of frames to the backend; `None`: unresolved.
     pub next_hop: Option<NextHopStatus>,
     /// Reason for the missing next hop, in words; empty if it is resolved.
@@ -263,7 +275,8 @@ impl BackendStatus {
 
     /// Returns whether the backend takes new flows.
     pub fn is_in_service(&self) -> bool {
-        self.is_up() && self.state == BackendState::Active && self.weight > 0
+        let takes_flows = self.weight > 0 && self.share_percent > 0;
+        self.is_up() && self.state == BackendState::Active && takes_flows
     }
 }
 

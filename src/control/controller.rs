@@ -10,6 +10,7 @@ mod health;
 mod next_hops;
 mod nics;
 mod parts;
+mod passive;
 mod reloading;
 mod removing;
 mod saving;
@@ -31,7 +32,7 @@ use self::health::Health;
 use self::next_hops::NextHops;
 use self::nics::Nics;
 use self::parts::Parts;
-use self::reloading::Reloading;
+use self::reloading::{Order, Reloading};
 use self::removing::Removing;
 use self::saving::Saving;
 use self::splitting::Splitting;
@@ -185,11 +186,11 @@ impl Controller {
     }
 
     async fn run(&mut self) -> Result<(), ControlError> {
-        let Self { events, parts, .. } = self;
+        let Self { events, parts, reloading, started } = self;
         loop {
             tokio::select! {
                 signal = events.signals.recv() => match signal {
-                    Some(Signal::Reload) => self.reloading.reload_by_signal(parts).await,
+                    Some(Signal::Reload) => reloading.order(Order::Signal),
                     Some(Signal::Stop) | None => {
                         info!("stopping, as a signal asked for");
                         report_pinned_flows(&parts.world);
@@ -197,8 +198,9 @@ impl Controller {
                     }
                 },
                 Some(request) = events.requests.recv() => {
-                    answer(request, parts, &self.reloading, self.started).await;
+                    answer(request, parts, reloading, *started);
                 }
+                (order, new) = reloading.read() => reloading.finish(parts, order, new).await,
                 Some(outcome) = parts.health.outcome() => {
                     parts.health.judge(outcome, &mut parts.world);
                 }
@@ -218,16 +220,14 @@ impl Controller {
 }
 
 /// Executes a request of the control socket and replies.
-async fn answer(request: Request, parts: &mut Parts, reloading: &Reloading, started: Instant) {
+fn answer(request: Request, parts: &mut Parts, reloading: &mut Reloading, started: Instant) {
     // The client may have disconnected; its order is executed all the same.
     match request {
         Request::Status(reply) => _ = reply.send(parts.status(started, reloading.path())),
         Request::Drain(order, reply) => _ = reply.send(drain(&mut parts.world, &order)),
         Request::Undrain(order, reply) => _ = reply.send(undrain(&mut parts.world, &order)),
         Request::Events(since, reply) => _ = reply.send(parts.world.journal.since(since)),
-        Request::Reload(dry_run, reply) => {
-            _ = reply.send(reloading.reload(parts, dry_run).await);
-        }
+        Request::Reload(dry_run, reply) => reloading.order(Order::Request { dry_run, reply }),
         Request::Explain(query, reply) => {
             let World { registry, publisher, nics, .. } = &parts.world;
             _ = reply.send(Prepared::new(query, registry, publisher.current(), nics));

@@ -5,6 +5,7 @@
 
 use super::answering::Syns;
 use super::api::Traffic;
+use super::passive::Totals;
 use super::view::WorkerView;
 use crate::net::{BackendIndex, VipId};
 use crate::stats::{Counter, FlowStats};
@@ -14,16 +15,21 @@ use crate::stats::{Counter, FlowStats};
 pub struct Baseline {
     traffic: Traffic,
     unanswered: u64,
+    answered: u64,
 }
 
 /// Returns the present counters of a VIP's index as a baseline.
 pub fn vip_baseline(workers: &[WorkerView], id: VipId) -> Baseline {
-    Baseline { traffic: vip_traffic(workers, id), unanswered: 0 }
+    Baseline { traffic: vip_traffic(workers, id), ..Baseline::default() }
 }
 
 /// Returns the present counters of a backend's index as a baseline.
 pub fn backend_baseline(workers: &[WorkerView], index: BackendIndex) -> Baseline {
-    Baseline { traffic: backend_traffic(workers, index), unanswered: unanswered(workers, index) }
+    Baseline {
+        traffic: backend_traffic(workers, index),
+        unanswered: unanswered(workers, index),
+        answered: answered(workers, index),
+    }
 }
 
 /// Returns the SYNs to a backend since it got its index.
@@ -31,6 +37,18 @@ pub fn syns(workers: &[WorkerView], index: BackendIndex, base: &Baseline) -> Syn
     let all = since(backend_traffic(workers, index), base).flows_total;
     let unanswered = unanswered(workers, index).saturating_sub(base.unanswered);
     Syns { all, unanswered }
+}
+
+/// Returns the flows of a backend since it got its index, and those with a sign of an answer.
+pub fn answers(workers: &[WorkerView], index: BackendIndex, base: &Baseline) -> Totals {
+    let flows = since(backend_traffic(workers, index), base).flows_total;
+    Totals { flows, answered: answered(workers, index).saturating_sub(base.answered) }
+}
+
+fn answered(workers: &[WorkerView], index: BackendIndex) -> u64 {
+    let of =
+        |worker: &WorkerView| worker.stats.answered.get(usize::from(index.0)).map(Counter::get);
+    workers.iter().filter_map(of).sum()
 }
 
 fn unanswered(workers: &[WorkerView], index: BackendIndex) -> u64 {

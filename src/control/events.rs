@@ -27,10 +27,20 @@ pub enum Kind {
     BackendUp,
     /// A backend fails its health checks.
     BackendDown,
+    /// A backend that goes up and down is held down.
+    BackendHeld,
+    /// All backends of a VIP are down, and packets are forwarded as if they were up.
+    FailOpenBegun,
+    /// A backend of a VIP is up again.
+    FailOpenEnded,
     /// A backend is up, and yet does not answer clients.
     SynsUnanswered,
     /// A backend that did not answer clients answers them again.
     SynsAnswered,
+    /// A backend gets no new flows for a while, as it leaves them unanswered.
+    PassiveOut,
+    /// A backend that left flows unanswered gets new ones again.
+    PassiveBack,
     /// The address of a VIP leads clients to the kernel, which refuses them.
     AddressTrouble,
     /// The address of a VIP no longer leads clients to the kernel.
@@ -68,8 +78,13 @@ impl Kind {
             Self::Undrained => "undrained",
             Self::BackendUp => "backend_up",
             Self::BackendDown => "backend_down",
+            Self::BackendHeld => "backend_held",
+            Self::FailOpenBegun => "fail_open_begun",
+            Self::FailOpenEnded => "fail_open_ended",
             Self::SynsUnanswered => "syns_unanswered",
             Self::SynsAnswered => "syns_answered",
+            Self::PassiveOut => "passive_out",
+            Self::PassiveBack => "passive_back",
             Self::AddressTrouble => "address_trouble",
             Self::AddressRight => "address_right",
             Self::Reload => "reload",
@@ -91,7 +106,10 @@ impl Kind {
             self,
             Self::DrainDeadline
                 | Self::BackendDown
+                | Self::BackendHeld
+                | Self::FailOpenBegun
                 | Self::SynsUnanswered
+                | Self::PassiveOut
                 | Self::AddressTrouble
                 | Self::NicFault
                 | Self::ReturnHopReplaced
@@ -172,7 +190,7 @@ impl Journal {
         let NewEvent { kind, vip, backend, nic, fault, numbers } = event;
         self.events.push_back(Event {
             seq: self.last,
-            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            time: now(),
             kind: kind.as_str().to_owned(),
             vip,
             backend,
@@ -190,6 +208,12 @@ impl Journal {
         let lost = first.saturating_sub(1).saturating_sub(since);
         EventList { last: self.last, lost, events }
     }
+}
+
+/// Returns the time for people.
+#[expect(clippy::disallowed_methods, reason = "displayed, nothing else")]
+fn now() -> String {
+    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
 }
 
 #[cfg(test)]

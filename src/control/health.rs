@@ -16,13 +16,14 @@ use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::api::HealthState;
+use crate::config::machine::CHECK_FILES;
 use crate::config::{Backend, Health, TcpHealth, Vip};
 use crate::format::reason;
 use crate::net::{BackendId, BackendIndex};
 
-/// Maximum number of concurrent checks: half of the usual limit of 1024 open files. While that many
+/// Maximum number of concurrent checks, each with an open file. While that many
 /// backends do not respond, checks of the others are late by at most the time-out.
-pub const MAX_CONCURRENT: usize = 512;
+pub const MAX_CONCURRENT: usize = CHECK_FILES;
 /// Time between the first checks of two backends, and the shortest interval of a check.
 const STAGGER: Duration = Duration::from_millis(1);
 /// Maximum wait for the server's FIN when a connection is closed.

@@ -1,10 +1,12 @@
 //! `[control] on_drained`: a command that runs when a backend is drained.
 //!
-//! It runs concurrently with the control thread, which never waits for it. It gets no shell and no
+//! It runs concurrently with the control thread, which never waits for it: not even for its start,
+//! which blocks for as long as the program's file cannot be read (`nfs(5)`). It gets no shell and no
 //! input, and inherits no file but the log: all other files of holdfast are closed on exec.
 
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -49,13 +51,35 @@ impl Hook {
         let (command, permits) = (Arc::clone(&self.command), Arc::clone(&self.permits));
         let limit = self.limit;
         tokio::spawn(async move {
-            let Ok(_permit) = permits.acquire().await else { return };
-            match finish(&command, environment, limit).await {
-                Ok(()) => debug!("on_drained for {about}: done"),
-                Err(error) => warn!("[control] on_drained for {about}: {error}"),
+            let Ok(permit) = permits.acquire_owned().await else { return };
+            let begun = thread::Builder::new().name("on_drained".to_owned()).spawn(move || {
+                report(&about, finish_here(&command, environment, limit));
+                drop(permit);
+            });
+            if let Err(error) = begun {
+                warn!("[control] on_drained: no thread to run it: {}", reason(&error));
             }
         });
     }
+}
+
+fn report(about: &str, result: Result<(), Failure>) {
+    match result {
+        Ok(()) => debug!("on_drained for {about}: done"),
+        Err(error) => warn!("[control] on_drained for {about}: {error}"),
+    }
+}
+
+/// Runs the command on this thread until it ends or reaches the limit.
+fn finish_here(
+    command: &[String],
+    environment: Environment,
+    limit: Duration,
+) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let failed =
+        |error| Failure::Start(command.first().cloned().unwrap_or_default(), reason(&error));
+    runtime.map_err(failed)?.block_on(finish(command, environment, limit))
 }
 
 /// Failure of a command.

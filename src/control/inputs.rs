@@ -12,8 +12,9 @@ use crate::config::Config;
 use crate::flow::shared::SharedTables;
 use crate::forwarding::publish::Publisher;
 
-/// Reads and checks a configuration file; errors are texts for the operator, one per mistake.
-pub type Load = Box<dyn Fn(&Path) -> Result<Config, Vec<String>>>;
+/// Reads and checks a configuration file; errors are texts for the operator, one per mistake. May
+/// block for any time, and is called on a thread of its own.
+pub type Load = Arc<dyn Fn(&Path) -> Result<Config, Vec<String>> + Send + Sync>;
 
 /// Saves the registry for a later process; the error is a text for the operator.
 pub type Save = Box<dyn FnMut(&SavedRegistry) -> Result<(), String>>;

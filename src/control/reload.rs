@@ -7,7 +7,9 @@ use std::time::Duration;
 use hashbrown::{HashMap, HashSet};
 
 use super::identity;
-use crate::config::{Announce, Backend, Config, Drain, Health, Split, TcpHealth, Vip};
+use crate::config::{
+    Announce, Backend, Config, Damping, Drain, Health, Passive, Split, TcpHealth, Vip,
+};
 use crate::format::counted;
 use crate::forwarding::sticky::Sticky;
 use crate::forwarding::tunnel::TunnelSources;
@@ -208,6 +210,9 @@ fn vip_changes(old: &Vip, new: &Vip, reported: &mut Vec<String>) {
     field("quic", quic(&a.quic), quic(&b.quic));
     field("announce", announce(&old.announce), announce(&new.announce));
     field("health", health(&old.health), health(&new.health));
+    field("fail_open", old.fail_open.to_string(), new.fail_open.to_string());
+    field("passive", passive(old.passive), passive(new.passive));
+    field("damping", damping(old.damping), damping(new.damping));
     field("drain", drain(&old.drain), drain(&new.drain));
     field("on_down", a.on_down.as_str().to_owned(), b.on_down.as_str().to_owned());
     field("on_remove", old.on_remove.as_str().to_owned(), new.on_remove.as_str().to_owned());
@@ -356,6 +361,23 @@ fn drain(drain: &Drain) -> String {
     format!("({deadline}, then {}, slow start {})", drain.then.as_str(), span(drain.slow_start))
 }
 
+fn passive(passive: Option<Passive>) -> String {
+    passive.map_or_else(
+        || "off".to_owned(),
+        |Passive { unanswered, window }| format!("(unanswered {unanswered} in {})", span(window)),
+    )
+}
+
+fn damping(damping: Option<Damping>) -> String {
+    damping.map_or_else(
+        || "off".to_owned(),
+        |Damping { hold, longest, steady }| {
+            let [hold, longest, steady] = [hold, longest, steady].map(span);
+            format!("(hold {hold}, {longest} at most, steady after {steady})")
+        },
+    )
+}
+
 fn health(health: &Health) -> String {
     let Health::Tcp(TcpHealth { interval, timeout, rise, fall, port }) = health else {
         return "none".to_owned();
@@ -430,6 +452,11 @@ pub(crate) mod tests {
         quic_lb::Config { rotation: 1, server_id_bytes: 3, nonce_bytes: 4, key: Some([key; 16]) }
     }
 
+    fn damping_of(hold_s: u64) -> Damping {
+        let [hold, longest, steady] = [hold_s, 300, 60].map(Duration::from_secs);
+        Damping { hold, longest, steady }
+    }
+
     fn server_id() -> ServerId {
         ServerId::new(&[0xc4, 0x60, 0x5e]).unwrap()
     }
@@ -458,7 +485,19 @@ pub(crate) mod tests {
     #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 22] = [
+        let rows: [(Change, &str); 25] = [
+            (
+                |vip| {
+                    let window = Duration::from_secs(5);
+                    vip.passive = Some(Passive { unanswered: 0.5, window });
+                },
+                "VIP web: passive off -> (unanswered 0.5 in 5 s)",
+            ),
+            (|vip| vip.fail_open = true, "VIP web: fail_open false -> true"),
+            (
+                |vip| vip.damping = Some(damping_of(5)),
+                "VIP web: damping off -> (hold 5 s, 300 s at most, steady after 60 s)",
+            ),
             (|vip| vip.policy.pin = false, "VIP web: pin true -> false"),
             (
                 |vip| vip.drain.deadline = Some(Duration::from_secs(60)),

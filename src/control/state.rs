@@ -15,12 +15,14 @@ use tokio::time::Instant;
 
 use super::answering::Answering;
 use super::counters::{self, Baseline};
+use super::damping::Damping;
 use super::drain::{Drain, Forecast};
 use super::error::Full;
 use super::health::{CheckSpec, Hysteresis};
 use super::identity::{self, InForce};
 use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
+use super::passive::Passive;
 use super::removed::{Gone, Removal, Removals, Removed};
 use super::saved::{Moment, SavedBackend, SavedIndices, SavedRegistry, SavedVip};
 use super::slow_start::SlowStart;
@@ -124,6 +126,8 @@ pub struct VipEntry {
     pub old: Vec<Removed<Listen>>,
     /// Whether a reload has removed the VIP.
     pub is_removed: bool,
+    /// Whether packets are forwarded as if all backends were up, since none is (`fail_open`).
+    pub fails_open: bool,
 }
 
 /// A backend in the registry.
@@ -139,6 +143,8 @@ pub struct BackendEntry {
     pub health: Hysteresis,
     /// Text of the last failed check; cleared by a success that leaves the backend up.
     pub health_detail: String,
+    /// Hold-down after repeated failures.
+    pub damping: Damping,
     /// State of the drain: active, draining or out.
     pub drain: Drain,
     /// Forecast of the drain; `None` without a drain, or before the first forecast.
@@ -155,6 +161,8 @@ pub struct BackendEntry {
     pub problem: Option<String>,
     /// Detection of unanswered SYNs.
     pub answering: Answering,
+    /// Passive check.
+    pub passive: Passive,
     /// Counters of the previous owner of the index.
     pub base: Baseline,
 }
@@ -512,7 +520,8 @@ impl Registry {
         let config = config::Vip { backends: Vec::new(), ..config.clone() };
         let (backends, removed, old) = (Vec::new(), Vec::new(), Vec::new());
         let splits = Splits::default();
-        Some(VipEntry { id, config, backends, splits, base, removed, old, is_removed: false })
+        let (is_removed, fails_open) = (false, false);
+        Some(VipEntry { id, config, backends, splits, base, removed, old, is_removed, fails_open })
     }
 
     fn new_backend(
@@ -565,8 +574,9 @@ impl Registry {
     pub fn patient_specs(&self) -> Vec<VipSpec> {
         let mut specs = self.specs();
         for (vip, spec) in self.vips.iter().zip(&mut specs) {
+            let may_serve = |b: &BackendEntry| b.serves() || vip.fails_open && b.takes_flows();
             spec.policy.reject_no_backend &=
-                !vip.backends.iter().any(|b| b.serves() && b.awaits_next_hop());
+                !vip.backends.iter().any(|b| may_serve(b) && b.awaits_next_hop());
         }
         specs
     }
@@ -628,6 +638,7 @@ impl VipEntry {
             removed: removed.into_iter().map(removal).collect(),
             old: old.into_iter().map(|old| Removed::restore(old, moment, |it| it)).collect(),
             is_removed,
+            fails_open: false,
             config,
         }
     }
@@ -711,6 +722,13 @@ impl VipEntry {
         self.is_removed = false;
     }
 
+    /// Returns whether every backend that takes new flows is down, and `fail_open` applies.
+    pub fn must_fail_open(&self) -> bool {
+        let mut candidates = self.backends.iter().filter(|backend| backend.takes_flows());
+        let is_down = |backend: &BackendEntry| !backend.is_up();
+        self.config.fail_open && candidates.next().is_some_and(is_down) && candidates.all(is_down)
+    }
+
     /// Returns how large sources are split, if all flows of a source go to one backend.
     pub fn split(&self) -> Option<&config::Split> {
         let together = match self.config.policy.affinity {
@@ -722,6 +740,12 @@ impl VipEntry {
             Affinity::ClientPorts { .. } => false,
         };
         self.config.split.as_ref().filter(|_| together)
+    }
+
+    /// Returns the input of the forwarding table for a backend in force.
+    fn in_force(&self, backend: &BackendEntry) -> BackendSpec {
+        let spec = backend.spec();
+        BackendSpec { up: spec.up || self.fails_open, ..spec }
     }
 
     fn spec(&self) -> VipSpec {
@@ -739,7 +763,12 @@ impl VipEntry {
             policy: self.config.policy.clone(),
             splits: self.splits.clone(),
             sampled: self.split().is_some(),
-            backends: self.backends.iter().map(BackendEntry::spec).chain(removed).collect(),
+            backends: self
+                .backends
+                .iter()
+                .map(|backend| self.in_force(backend))
+                .chain(removed)
+                .collect(),
             old: self.old.iter().map(|old| old.spec()).collect(),
         }
     }
@@ -754,6 +783,7 @@ impl BackendEntry {
             check: None,
             health: Hysteresis::default(),
             health_detail: String::new(),
+            damping: Damping::default(),
             drain: Drain::default(),
             forecast: None,
             slow_start: SlowStart::default(),
@@ -762,6 +792,7 @@ impl BackendEntry {
             next_hop_detail: Problem::Resolving.to_string(),
             problem: None,
             answering: Answering::default(),
+            passive: Passive::default(),
             base,
         }
     }
@@ -786,12 +817,18 @@ impl BackendEntry {
 
     /// Returns whether the backend may get new flows: no drain, no weight of 0, and up.
     pub fn serves(&self) -> bool {
-        self.drain.service() == Service::Active && self.config.weight > 0 && self.is_up()
+        self.takes_flows() && self.is_up()
     }
 
-    /// Returns whether the backend counts as up: no health check has found it down.
+    /// Returns whether the backend gets new flows while it is up: no drain, no weight of 0.
+    pub fn takes_flows(&self) -> bool {
+        self.drain.service() == Service::Active && self.config.weight > 0
+    }
+
+    /// Returns whether the backend counts as up: no health check has found it down, and it is not
+    /// held down.
     pub fn is_up(&self) -> bool {
-        self.check.is_none() || self.health.usable()
+        self.check.is_none() || self.health.usable() && !self.damping.is_held()
     }
 
     /// Returns whether the next hop is being looked up, and no problem of it is known yet.
@@ -812,7 +849,7 @@ impl BackendEntry {
             address: self.config.address,
             port: self.config.port,
             weight: self.config.weight,
-            share: self.slow_start.share(),
+            share: if self.passive.is_out() { 0 } else { self.slow_start.share() },
             up: self.is_up(),
             service: self.drain.service(),
             flow_action: self.drain.flows_left(),
@@ -832,6 +869,7 @@ impl BackendEntry {
         if target(&check) != target(&self.check) {
             self.health = Hysteresis::default();
             self.health_detail.clear();
+            self.damping = Damping::default();
         }
         self.check = check;
     }
@@ -907,6 +945,9 @@ pub(crate) mod tests {
             },
             split: None,
             health: Health::None,
+            fail_open: false,
+            damping: None,
+            passive: None,
             drain: config::Drain {
                 deadline: None,
                 then: FlowAction::Rehash,
@@ -1440,6 +1481,6 @@ pub(crate) mod tests {
     #[test]
     fn an_entry_takes_bounded_memory() {
         let (vip, backend) = (size_of::<VipEntry>(), size_of::<BackendEntry>());
-        assert!(vip <= 576 && backend <= 640, "{vip} bytes per VIP, {backend} per backend");
+        assert!(vip <= 576 && backend <= 704, "{vip} bytes per VIP, {backend} per backend");
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -20,6 +21,7 @@ use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::view::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
 use crate::config::FullNat;
+use crate::format::counted;
 use crate::forwarding::{FlowAction, Ports};
 use crate::net::{Family, NextHop};
 use crate::stats::{NicStats, WorkerStats};
@@ -134,6 +136,7 @@ fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus 
         affinity: vip.config.policy.affinity.to_string(),
         announced_on: (sources.announced_on)(vip),
         splits: sources.splitter.shown(vip.id).into_iter().map(split_status).collect(),
+        fail_open: vip.fails_open,
         backends_up: backends.iter().filter(|backend| backend.is_up()).count(),
         backends_in_service: backends.iter().filter(|backend| backend.is_in_service()).count(),
         traffic: since(vip_traffic(sources.workers, vip.id), &vip.base),
@@ -162,20 +165,49 @@ pub fn backend_status(
         weight: entry.config.weight,
         health: match entry.check {
             None => HealthState::Unchecked,
+            Some(_) if entry.damping.is_held() => HealthState::Down,
             Some(_) => entry.health.state(),
         },
-        health_detail: entry.health_detail.clone(),
+        health_detail: health_detail(entry, now),
+        held_down_for_s: entry.damping.held_for(now).map(whole_seconds),
+        flaps: entry.damping.flaps(),
         state: BackendState::of(entry.drain.service(), traffic.flows_active),
         deadline_in_s: entry.drain.deadline_in_s(now),
         flows_cut: entry.drain.flows_cut(),
         drain: drain_status(vip, entry, traffic.flows_active, now),
-        share_percent: entry.slow_start.percent(),
+        share_percent: if entry.passive.is_out() { 0 } else { entry.slow_start.percent() },
+        passive_out_for_s: entry.passive.out_for(now).map(whole_seconds),
         next_hop: entry.next_hop.map(|hop| next_hop_status(hop, entry.mtu, nics)),
         next_hop_detail: entry.next_hop_detail.clone(),
         syns_unanswered: syns(workers, entry.id.index, &entry.base).unanswered,
-        hint: entry.answering.suspected().map_or_else(String::new, |s| hint(&vip.config, s)),
+        hint: hints(vip, entry),
         traffic,
     }
+}
+
+/// Describes the last failure of a backend's check, and its hold.
+fn health_detail(entry: &BackendEntry, now: Instant) -> String {
+    let Some(rest) = entry.damping.held_for(now) else { return entry.health_detail.clone() };
+    let flaps = counted(entry.damping.flaps(), "flap");
+    let held = format!("held down for {} s more ({flaps})", whole_seconds(rest));
+    match entry.health_detail.as_str() {
+        "" => held,
+        failure => format!("{failure}; {held}"),
+    }
+}
+
+/// Rounds up to whole seconds.
+fn whole_seconds(span: Duration) -> u64 {
+    span.as_secs() + u64::from(span.subsec_nanos() > 0)
+}
+
+/// Describes the suspicion that a backend does not answer clients; empty without one.
+fn hints(vip: &VipEntry, entry: &BackendEntry) -> String {
+    if entry.passive.is_out() {
+        let why = hint(&vip.config, entry.passive.reason());
+        return format!("gets no new flows for now: {why}");
+    }
+    entry.answering.suspected().map_or_else(String::new, |syns| hint(&vip.config, syns))
 }
 
 /// Builds the status of a drain; `None` if the backend does not drain.

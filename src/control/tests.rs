@@ -151,7 +151,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
     let inputs = Inputs {
         config,
         config_path: PathBuf::from("/etc/holdfast.toml"),
-        load: Box::new(move |_| reads.lock().unwrap().clone()),
+        load: Arc::new(move |_| reads.lock().unwrap().clone()),
         control_socket: admin::claim(&scratch.socket()).unwrap(),
         workers: vec![worker.clone()],
         nics: vec![NicView {

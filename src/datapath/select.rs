@@ -400,7 +400,10 @@ impl<'t> Candidates<'_, 't> {
             return Some(backend.out_of_service());
         }
         if self.miss == Miss::Open && self.slow_start && !backend.admits(self.hash) {
-            return Some("starts slowly, and does not take this one yet");
+            return Some(match backend.share {
+                0 => "gets no new flows, as it leaves them unanswered (passive)",
+                _ => "starts slowly, and does not take this one yet",
+            });
         }
         self.indistinct(backend)
     }

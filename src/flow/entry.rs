@@ -45,7 +45,8 @@ impl State {
     /// The flow is terminated: senders receive a RST. Never cleared.
     pub const TERMINATED: Self = Self(32);
     /// A SYN-ACK of the backend was seen, or the flow had lost its pin (and so was answered
-    /// earlier); and no packet of the client since. In a terminated flow the bit counts probes.
+    /// earlier); and no packet of the client since. UDP: the first datagram got a reply, and the
+    /// flow has not continued. In a terminated flow the bit counts probes.
     pub const ANSWERED: Self = Self(64);
     /// The lower of the two bits that count probes.
     const PROBE: u8 = 64;

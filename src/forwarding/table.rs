@@ -581,7 +581,8 @@ impl Sticky {
     pub fn stays(self, backend: &Backend, miss: Miss) -> bool {
         let keeps = |hold| hold == Hold::Keep;
         match (backend.up, backend.takes_new) {
-            (_, true) => true,
+            // A backend that leaves new flows unanswered is as good as down for them.
+            (_, true) => backend.share > 0 || miss == Miss::NonSyn || keeps(self.on_down),
             (false, _) => keeps(self.on_down) && backend.next_hop.is_some(),
             // A flow whose pin was lost was most probably there already.
             (true, _) => (miss == Miss::NonSyn || keeps(self.on_drain)) && backend.takes_non_syn,

@@ -25,14 +25,14 @@ print(len(select.select([], sockets, [], 0)[1]))
 /// Number of these connections.
 const CONNECTIONS: u64 = 150;
 
-fn connect(lab: &Lab, vip: &Vip) -> u64 {
+pub fn connect(lab: &Lab, vip: &Vip) -> u64 {
     let count = CONNECTIONS.to_string();
     let line = ["/usr/bin/python3", "-c", CLIENT, &vip.address(), &count];
     lab.run("client", &line).trim().parse().unwrap()
 }
 
 /// Events of a kind: VIP and backend.
-fn events(holdfast: &Holdfast<'_>, kind: &str) -> Vec<(String, String)> {
+pub fn events(holdfast: &Holdfast<'_>, kind: &str) -> Vec<(String, String)> {
     let text = holdfast.ok(&["events", "--json"]);
     let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let word = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
@@ -91,6 +91,7 @@ fn a_flood_of_syns_accuses_no_backend() {
     let lab = Lab::up(Topology::Stick);
     let dsr =
         Vip { timeouts: "{ embryonic_s = 1, closing_s = 1 }", ..vip("dsr", Family::V4, false) };
+    let dsr = Vip { keys: "passive = {}", ..dsr };
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vec![dsr.clone()]));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/syn_flood.py");
     lab.run(
@@ -108,5 +109,6 @@ fn a_flood_of_syns_accuses_no_backend() {
     }
     assert_eq!(holdfast.status().vips[0].backends.len(), BACKENDS.len());
     assert_eq!(events(&holdfast, "syns_unanswered"), []);
+    assert_eq!(events(&holdfast, "passive_out"), []);
     holdfast.stop();
 }

@@ -9,13 +9,16 @@ fn a_dead_backend_gets_nothing_new_until_it_is_back() {
     let lab = Lab::up(Topology::TwoNic);
     let vips = [vip("dsr", Family::V6, false), vip("nat", Family::V4, false)];
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vips.to_vec()));
+    lab.stop_backend("b2");
     for vip in &vips {
         let name = vip.name.as_str();
-        lab.stop_backend("b2");
         holdfast.wait_for_health(name, "b2", HealthState::Down);
         assert_ne!(holdfast.backend(name, "b2").health_detail, "");
         requests(&lab, vip, 0, 100).assert_from(name, &["b1", "b3"]);
-        lab.start_backend("b2");
+    }
+    lab.start_backend("b2");
+    for vip in &vips {
+        let name = vip.name.as_str();
         holdfast.wait_for_health(name, "b2", HealthState::Up);
         requests(&lab, vip, 0, 100).assert_from(name, &BACKENDS);
     }

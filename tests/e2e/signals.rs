@@ -34,7 +34,6 @@ fn sigterm_and_sigint_during_a_start_end_it_cleanly() {
         }
         let socket = std::path::Path::new(&config.socket);
         assert!(!socket.exists(), "SIG{name} left {}", config.socket);
-        std::fs::remove_file(lab.state().join("pipe.toml")).unwrap();
     }
 }
 

@@ -1,15 +1,14 @@
 //! A running holdfast.
 
 use std::fs::File;
-use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread::sleep;
 use std::time::Instant;
 
 use holdfast::control::api::{BackendState, BackendStatus, HealthState, Status};
 
-use super::{Config, Lab, POLL, SOON, failed, signal, succeeded, wait_for};
+use super::{Config, HeldFile, Lab, POLL, SOON, failed, signal, succeeded, wait_for};
 
 /// The binary that cargo built for these tests.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_holdfast");
@@ -44,23 +43,20 @@ impl<'l> Holdfast<'l> {
         this
     }
 
-    /// Starts holdfast with a pipe as its configuration, which blocks the start until `meanwhile`,
-    /// called with the process id, returns. Does not wait for the end of the start.
+    /// Starts holdfast with a configuration that cannot be read until `meanwhile`, called with the
+    /// process id, returns. Does not wait for the end of the start.
     pub fn start_held(lab: &'l Lab, config: &Config, meanwhile: impl FnOnce(u32)) -> Self {
-        let (pipe, file) = (lab.state().join("pipe.toml"), lab.state().join("holdfast.toml"));
-        succeeded("mkfifo", &Command::new("mkfifo").arg(&pipe).output().unwrap());
+        let path = lab.state().join("holdfast.toml");
+        std::fs::write(&path, config.toml()).unwrap();
+        let mut held = HeldFile::new(&path);
         let log = File::create(log_of(lab)).unwrap();
         let mut command = lab.command("lb", BINARY);
-        command.arg("run").arg("--config").arg(&pipe).stdout(Stdio::null()).stderr(log);
+        command.arg("run").arg("--config").arg(&path).stdout(Stdio::null()).stderr(log);
         let child = command.spawn().unwrap();
-        // `open` returns when the process has opened the pipe for reading.
-        let mut configuration = File::options().write(true).open(&pipe).unwrap();
+        held.wait_until_wanted();
         meanwhile(child.id());
-        // The file that a reload reads.
-        std::fs::write(&file, config.toml()).unwrap();
-        std::fs::rename(&file, &pipe).unwrap();
-        configuration.write_all(config.toml().as_bytes()).unwrap();
-        Self { lab, child, socket: config.socket.clone(), config: pipe }
+        held.release();
+        Self { lab, child, socket: config.socket.clone(), config: path }
     }
 
     /// Starts holdfast, which must fail; returns its message.
@@ -171,6 +167,16 @@ impl<'l> Holdfast<'l> {
     /// Replaces the configuration file by any text.
     pub fn write_text(&self, text: &str) {
         std::fs::write(&self.config, text).unwrap();
+    }
+
+    /// Id of the process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Path of the configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
     }
 
     /// Sends a signal to the process.

@@ -1,6 +1,7 @@
 //! The lab of `scripts/lab` and a running holdfast, as values that clean up when dropped.
 
 mod config;
+mod held_file;
 mod holdfast;
 #[path = "../support/namespace.rs"]
 mod namespace;
@@ -16,11 +17,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use config::{Config, Family, Vip, tunnel, vip};
+pub use held_file::HeldFile;
 pub use holdfast::{BINARY, Holdfast, log_of};
 use namespace::in_namespace;
 pub use traffic::{
-    Blocked, Transferred, blocked, conversation, download, listeners, requests, speakers,
-    transfers, udp_requests, upload,
+    Blocked, Conversation, Transferred, blocked, conversation, download, listeners, requests,
+    speakers, transfers, udp_requests, upload,
 };
 
 /// MAC addresses of the balancer, as `scripts/lab` gives them: first (or only) NIC, second NIC.

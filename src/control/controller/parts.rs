@@ -4,9 +4,10 @@ use tokio::time::Instant;
 
 use super::announcing::Announcing;
 use super::drains::{Drains, advance_slow_starts};
-use super::health::{Health, compare_answers};
+use super::health::{Health, compare_answers, release_holds};
 use super::next_hops::{NextHops, log_unresolved};
 use super::nics::Nics;
+use super::passive;
 use super::removing::Removing;
 use super::splitting::Splitting;
 use super::steering::Steering;
@@ -76,6 +77,8 @@ impl Parts {
         let Self { world, steering, .. } = self;
         let now = Instant::now();
         self.drains.advance(world, &mut self.health, now);
+        release_holds(world, now);
+        passive::release(world, now);
         advance_slow_starts(world, now);
         self.removing.release(world, steering, now);
         self.splitting.advance(world, now);
@@ -101,6 +104,7 @@ impl Parts {
         self.ageing.advance();
         self.flow_rates.advance(&world.registry, &world.workers, Instant::now());
         compare_answers(world);
+        passive::watch(world, Instant::now());
         steering.retry(world);
         self.links().await
     }

@@ -10,7 +10,7 @@ use tracing::debug;
 use super::saving::Saving;
 use crate::config::Config;
 use crate::control::counters;
-use crate::control::events::Journal;
+use crate::control::events::{Journal, Kind, NewEvent};
 use crate::control::neighbour::Snapshot;
 use crate::control::pins::Pins;
 use crate::control::state::Registry;
@@ -53,6 +53,7 @@ impl World {
     /// Builds a table from the current state, and publishes it. The registry is saved before: no
     /// pin refers to an index that a later process does not know.
     pub(super) fn publish(&mut self) {
+        self.follow_fail_open();
         self.saving.save(&self.registry);
         let current = self.publisher.current();
         let specs = self.registry.patient_specs();
@@ -64,6 +65,28 @@ impl World {
         self.publisher.publish(table);
         self.dirty = false;
         debug!("forwarding table {generation} published");
+    }
+
+    /// Begins and ends `fail_open` where the last backend went down, or the first came up.
+    fn follow_fail_open(&mut self) {
+        for vip in self.registry.vips_mut() {
+            let must = vip.must_fail_open();
+            if vip.fails_open == must {
+                continue;
+            }
+            vip.fails_open = must;
+            let name = &vip.config.name;
+            let (kind, text) = if must {
+                let text = "no backend is up: packets are forwarded as if all were (fail_open)";
+                (Kind::FailOpenBegun, format!("VIP {name}: {text}"))
+            } else {
+                (
+                    Kind::FailOpenEnded,
+                    format!("VIP {name}: checks decide again which backends serve"),
+                )
+            };
+            self.journal.record(NewEvent::of_vip(kind, name), text);
+        }
     }
 
     fn local(&self) -> Local {

@@ -14,7 +14,7 @@ use crate::flow::entry::{FlowState, Pin, State};
 use crate::flow::table::{Hit, Slot};
 use crate::flow::writer::Full;
 use crate::forwarding::table::{Backend, BackendFlags};
-use crate::net::{Forward, HashedKey, Protocol};
+use crate::net::{BackendIndex, Forward, HashedKey, Protocol};
 use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
 
@@ -59,10 +59,37 @@ pub(super) fn store(
     context: &Context<'_>,
 ) {
     hit.set_state(step.state);
+    count_answer(flow, hit.flow_state.state(), step.state, backend, context);
     record_client(flow, &hit.flow_state, step, backend, context);
     if step.touch {
         hit.touch(context.now);
     }
+}
+
+/// Counts the first sign that a backend has answered a new flow: a TCP flow leaves the state that
+/// its SYN began, or a datagram gets a reply.
+#[inline]
+fn count_answer(
+    flow: &HashedKey,
+    before: State,
+    after: State,
+    backend: &Backend,
+    context: &Context<'_>,
+) {
+    let first = match flow.protocol() {
+        Protocol::Tcp => before == State::default() && after != before,
+        Protocol::Udp | Protocol::Any => before == State::FIRST && after.has(State::ANSWERED),
+    };
+    if first && !after.has(State::TERMINATED) {
+        count_answered(backend.id.index, context.stats);
+    }
+}
+
+/// Counts a flow that its backend has answered.
+#[cold]
+pub(super) fn count_answered(backend: BackendIndex, stats: &WorkerStats) {
+    let counter = stats.answered.get(usize::from(backend.0));
+    counter.into_iter().for_each(|counter| counter.add(1));
 }
 
 /// Records the client of a flow at a change of its state and at its first packet in a period.
@@ -128,6 +155,7 @@ impl Tables {
             }
             let (set, clear) = (after.without(before), before.without(after));
             owner.change_state(*slot, flow, &pin.flow_state, set, clear);
+            count_answer(flow, before, after, backend, context);
         }
         record_client(flow, &pin.flow_state, update.step, backend, context);
         update.apply(pin, context.now)
@@ -313,12 +341,17 @@ fn is_unproven(protocol: Protocol, flow_state: &FlowState) -> bool {
     unproven && !state.has(State::TERMINATED)
 }
 
-/// Whether this is the pin of a SYN without a reply: no packet of its backend was seen, nor another
-/// one of its client.
+/// Whether this is the pin of a SYN without a reply (no packet of its backend was seen, nor another
+/// one of its client), or of a datagram without one, where replies are seen.
 #[cold]
 fn is_unanswered(pin: &Pin, context: &Context<'_>) -> bool {
-    let tcp = context.table.vip(pin.vip).is_some_and(|vip| vip.protocol == Protocol::Tcp);
-    tcp && pin.flow_state.state() == State::default()
+    let Some(vip) = context.table.vip(pin.vip) else { return false };
+    match vip.protocol {
+        Protocol::Tcp => pin.flow_state.state() == State::default(),
+        Protocol::Udp | Protocol::Any => {
+            vip.forward.translates() && pin.flow_state.state() == State::FIRST
+        }
+    }
 }
 
 /// Updates the gauges for a new pin.

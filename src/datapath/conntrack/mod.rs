@@ -458,6 +458,9 @@ impl Conntrack {
             pin = pin.with_snat_port(id);
         }
         self.tables.insert(&packet.flow, &pin, context).map_err(|_| Drop::TableFull)?;
+        if pin.flow_state.state().has(State::ANSWERED) {
+            commit::count_answered(backend.id.index, context.stats);
+        }
         Ok(Target::of(backend, &pin.flow_state))
     }
 

@@ -254,7 +254,10 @@ const fn after_reply(state: State, class: Class) -> Step {
         Class::SynAck => (state.with(State::ANSWERED), true),
         Class::Ack { .. } => (state.with(State::ESTABLISHED), true),
         Class::Fin => (state.with(State::ESTABLISHED.with(State::FIN_BACKEND)), true),
-        Class::Datagram { continues } => after_datagram(state, continues),
+        Class::Datagram { continues } => match after_datagram(state, continues) {
+            (state, touch) if state.has(State::FIRST) => (state.with(State::ANSWERED), touch),
+            continuing => continuing,
+        },
     };
     Step { state, verdict: Verdict::Forward, touch }
 }
@@ -262,9 +265,10 @@ const fn after_reply(state: State, class: Class) -> Step {
 /// Returns the next state after a datagram, and whether the time-out restarts.
 #[inline]
 const fn after_datagram(state: State, continues: bool) -> (State, bool) {
-    match state.has(State::FIRST) {
-        true if !continues => (state, false),
-        _ => (state.without(State::FIRST), true),
+    match (state.has(State::FIRST), continues) {
+        (true, false) => (state, false),
+        (true, true) => (state.without(State::FIRST.with(State::ANSWERED)), true),
+        (false, _) => (state, true),
     }
 }
 
