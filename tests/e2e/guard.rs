@@ -103,7 +103,8 @@ fn without_process_and_program_the_kernel_is_silent_for_vips_and_as_ever_for_the
     let capture = Capture::begin(&lab, "client", "eth0");
     first.kill();
     remove_program(&lab);
-    assert!(guard(&lab, "eth0").contains("holdfast_guard"), "{}", guard(&lab, "eth0"));
+    let leftover = guard(&lab, "eth0");
+    assert!(leftover.contains("holdfast_guard"), "{leftover}");
 
     for vip in &tcp {
         assert_eq!(curl(&lab, &vip.url()), Some(28), "{}: silence, not a refusal", vip.name);
@@ -127,6 +128,9 @@ fn without_process_and_program_the_kernel_is_silent_for_vips_and_as_ever_for_the
     drop(sending);
 
     let second = Holdfast::start(&lab, &config);
+    let taken_over = guard(&lab, "eth0");
+    assert_eq!(taken_over.matches("handle").count(), 1, "{taken_over}");
+    assert_ne!(taken_over, leftover, "the guard of the killed process is replaced");
     for ((connection, backend), vip) in connections.iter_mut().zip(&backends).zip(&kept) {
         assert_eq!(&connection.ask(), backend, "{}: the connection did not survive", vip.name);
     }

@@ -123,3 +123,59 @@ fn nic_below<'n>(
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::tests::world;
+    use super::*;
+    use crate::control::neighbour::Snapshot;
+    use crate::control::netlink::OnVlan;
+
+    fn link(index: u32, name: &str, below: Option<u32>) -> (u32, Link) {
+        let vlan = below.map(|below| OnVlan { below, id: 7, service: false });
+        (index, Link { index, name: name.to_owned(), vlan, ..Link::default() })
+    }
+
+    fn nic(interface: &str, ifindex: u32) -> NicView {
+        NicView {
+            interface: interface.to_owned(),
+            ifindex,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            driver: "veth".to_owned(),
+            mode: "copy".to_owned(),
+            multi_buffer: false,
+            queues: vec![0],
+            rx_queues: 1,
+            fallbacks: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_address_needs_the_program_of_the_nic_below_it() {
+        let mut world = world(Vec::new());
+        let links = [
+            link(1, "lo", None),
+            link(2, "eth1", None),
+            link(3, "eth2", None),
+            link(4, "eth1.7", Some(2)),
+            link(5, "eth1.7.7", Some(4)),
+            link(6, "loop", Some(6)),
+        ];
+        let snapshot = Snapshot { links: HashMap::from(links), ..Snapshot::default() };
+        world.network = std::sync::Arc::new(snapshot);
+        world.nics = vec![nic("eth1", 2), nic("eth2", 3)];
+        let names = ["lo", "eth1", "eth2", "eth1.7", "eth1.7.7", "loop", "none"];
+        for (without, expected) in [
+            (&[][..], &names[..]),
+            (&["eth1"], &["lo", "eth2", "loop", "none"]),
+            (&["eth2"], &["lo", "eth1", "eth1.7", "eth1.7.7", "loop", "none"]),
+            (&["eth1", "eth2"], &[]),
+        ] {
+            world.without_program = without.iter().map(|&name| name.to_owned()).collect();
+            let found: Vec<_> =
+                names.into_iter().filter(|name| has_program(&world, name)).collect();
+            assert_eq!(found, expected, "without {without:?}");
+        }
+    }
+}
