@@ -202,7 +202,8 @@ impl Routers {
         for &used in &in_use {
             let Some(router) = self.known.get_mut(&(used.family(), used.hop)) else { continue };
             let verdict = router.judge(&used.hop, view, now);
-            if verdict == Verdict::There {
+            // One of which no address is known may have gone long ago.
+            if verdict == Verdict::There && !router.addresses.is_empty() {
                 there.push((used.family(), used.hop));
             }
             verdicts.push((used, verdict));
@@ -574,6 +575,7 @@ mod tests {
                 &[gone, (2, 2, 0, Failed)],
                 None,
             ),
+            ("none without a known address", None, &[hop(0, 1), hop(1, 7)], &[gone, other], None),
         ] {
             let mut scene = Scene::new(hops);
             scene.route = route;
