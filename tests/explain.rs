@@ -107,7 +107,8 @@ fn reasons_are_reported() {
         ("draining", |b| b.service = Service::Draining),
         ("deadline", |b| b.service = Service::Out),
         ("next hop is not known", |b| b.next_hop = None),
-        ("starts slowly", |b| b.share = 0),
+        ("starts slowly", |b| b.share = 1),
+        ("leaves them unanswered", |b| b.share = 0),
     ] {
         let whole = rig.specs();
         rig.change(|specs| change(&mut specs[0].backends[chosen]));

@@ -280,11 +280,17 @@ fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, 
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 pub(super) mod tests {
-    //! Helpers shared by tests of the control socket.
+    //! Bodies that do not come, and helpers shared by tests of the control socket.
     use std::fs;
     use std::path::PathBuf;
     use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{UnixListener, UnixStream};
+
+    use super::*;
 
     /// A directory that is removed at the end of its test.
     pub struct Scratch(pub PathBuf);
@@ -305,6 +311,23 @@ pub(super) mod tests {
     impl Drop for Scratch {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_not_waited_for() {
+        let scratch = Scratch::new();
+        fs::create_dir(&scratch.0).unwrap();
+        let listener = UnixListener::bind(scratch.socket()).unwrap();
+        let router = Router::new().route("/", post("done")).layer(from_fn(whole_body));
+        tokio::spawn(connections::serve(listener, router));
+        for (body, expected) in [("whole", "HTTP/1.1 200 "), ("half", "HTTP/1.1 408 ")] {
+            let mut stream = UnixStream::connect(scratch.socket()).await.unwrap();
+            let header = "POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 5";
+            stream.write_all(format!("{header}\r\n\r\n{body}").as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with(expected), "{body}: {answer}");
         }
     }
 }

@@ -130,12 +130,45 @@ fn a_late_answer_changes_nothing_about_a_terminated_flow() {
     }
 }
 
+/// A first datagram, and replies; the counts of unanswered and of answered flows.
 #[test]
-fn udp_has_no_syn() {
-    let mut web = VipSpec { protocol: Protocol::Udp, ..spec(0, Forward::Nat, Family::V4, 1, 1) };
-    web.backends[0].port = Some(7);
-    let mut rig = Rig::new(1, 1, vec![web]);
-    rig.send(0, 0, &udp(Family::V4, PORT, 80, true));
-    rig.advance(LONG);
-    assert_eq!((rig.stats(0).flows_active.get(), rig.stats(0).unanswered[0].get()), (0, 0));
+fn a_datagram_that_nothing_answers_is_counted_where_replies_are_seen() {
+    for (forward, workers, replies, expected) in [
+        (Forward::Dsr, 1, 0, (0, 0)),
+        (Forward::Nat, 1, 0, (1, 0)),
+        (Forward::Nat, 1, 1, (0, 1)),
+        (Forward::Nat, 2, 3, (0, 1)),
+        (Forward::FullNat, 2, 0, (1, 0)),
+        (Forward::FullNat, 2, 3, (0, 1)),
+    ] {
+        let web = VipSpec { protocol: Protocol::Udp, ..spec(0, forward, Family::V4, 1, 1) };
+        let mut rig = Rig::new(workers, 1, vec![web]);
+        let request = rig.send(0, 0, &udp(Family::V4, PORT, 80, true)).remove(0);
+        for _ in 0..replies {
+            rig.send(workers - 1, 0, &request.udp_reply());
+        }
+        rig.advance(LONG);
+        assert_eq!(rig.stats(0).flows_active.get(), 0);
+        let sum = |of: fn(&holdfast::stats::WorkerStats) -> u64| {
+            (0..workers).map(|worker| of(rig.stats(worker))).sum::<u64>()
+        };
+        let found = (sum(|stats| stats.unanswered[0].get()), sum(|stats| stats.answered[0].get()));
+        assert_eq!(found, expected, "{forward:?}, {workers} workers, {replies} replies");
+    }
+}
+
+/// The first sign of an answer counts once, and a flow that lost its pin had one earlier.
+#[test]
+fn answered_connections_are_counted_once() {
+    for forward in [Forward::Dsr, Forward::Nat, Forward::FullNat] {
+        for (packets, expected) in
+            [(&["S"][..], 0), (&["S", "S"], 0), (&["S", "A", "A", "FA"], 1), (&["A", "A"], 1)]
+        {
+            let mut rig = Rig::new(1, 1, vec![spec(0, forward, Family::V4, 1, 1)]);
+            for flags in packets {
+                rig.send(0, 0, &tcp(Family::V4, PORT, 80, flags));
+            }
+            assert_eq!(rig.stats(0).answered[0].get(), expected, "{forward:?}: {packets:?}");
+        }
+    }
 }
