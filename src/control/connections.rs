@@ -33,7 +33,7 @@ use crate::format::reason;
 pub const MAX_CONNECTIONS: usize = 64;
 /// Connections among these that are kept for user 0.
 const RESERVED: usize = 8;
-/// Most connections that are told that there is no room.
+/// Most connections that get 503 at a time.
 pub const MAX_REFUSED: usize = 16;
 const _: () = assert!(MAX_CONNECTIONS + MAX_REFUSED <= API_FILES);
 /// Longest wait for the header of a request. Local clients send it at once.
@@ -220,7 +220,7 @@ mod tests {
 
     /// Twice as many silent connections as are served: the oldest ones are closed.
     #[tokio::test]
-    async fn silent_clients_keep_nobody_out() {
+    async fn silent_clients_keep_no_other_out() {
         let server = Server::start();
         let mut silent = Vec::new();
         for _ in 0..2 * MAX_CONNECTIONS {

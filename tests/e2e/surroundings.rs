@@ -135,7 +135,7 @@ fn limit_files(pid: u32, number: usize) {
 
 /// No descriptors are free; then clients connect and say nothing, more than are served.
 #[test]
-fn clients_of_the_api_keep_nobody_out() {
+fn clients_of_the_api_keep_no_other_out() {
     let lab = Lab::up(Topology::Stick);
     let (holdfast, config) = start(&lab);
     without_descriptors(&lab, &holdfast, &config);
