@@ -10,8 +10,11 @@
 //! all the time and have no checksum: the table that takes the memory over checks each entry.
 
 use std::fs;
+use std::hash::Hasher as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use siphasher::sip::SipHasher13;
 
 use crate::net::TableSecret;
 use crate::xdp::memory::{Arena, Line, Mapping, MappingError};
@@ -174,7 +177,9 @@ impl Header {
 
 /// Checksum of the header's words: detects damage, not intent.
 fn checksum(words: &[u64; 7]) -> u64 {
-    TableSecret::new(0).hash_words::<56>(words)
+    let mut hasher = SipHasher13::new();
+    words.iter().for_each(|&word| hasher.write_u64(word));
+    hasher.finish()
 }
 
 /// Returns the boot ID of the machine (`/proc/sys/kernel/random/boot_id`); zeros without /proc.

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use rapidhash::v3::rapidhash_v3;
 use serde::{Deserialize, Serialize};
+use siphasher::sip::SipHasher13;
 
 use crate::control::saved::SavedRegistry;
 use crate::flow::memory::boot;
@@ -98,5 +98,5 @@ impl Document {
 
 /// Detects damage, not intent.
 fn checksum(text: &[u8]) -> u64 {
-    rapidhash_v3(text)
+    SipHasher13::new().hash(text)
 }
