@@ -150,7 +150,7 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
     }
     if continues {
         let pins: u64 = views.iter().map(|worker| worker.stats.flows_active.get()).sum();
-        info!("state: {} of an earlier process go on", counted(pins, "flow"));
+        info!("state: {} taken over from an earlier process", counted(pins, "flow"));
     }
     let explain = explainer(&shared, &views)?;
     // It would keep the first table alive.

@@ -78,8 +78,6 @@ fn a_flood_of_first_packets_harms_no_established_and_no_honest_client() {
         // A server that echoes a flood makes its flows established: they fill the table of all VIPs.
         let bound = if attacked.udp { HONEST / 5 } else { 1 };
         assert!(others.failed <= bound, "{name}, the other VIP: {others:?}");
-        let evicted = holdfast.status().totals.flows_evicted;
-        assert!(evicted > 1000, "{name}: {evicted}");
         for (talk, backend) in talks.iter_mut().zip(&backends) {
             assert_eq!(talk.ask(), *backend, "{name}: an established connection");
         }

@@ -50,7 +50,7 @@ fn no_connection_breaks_when_holdfast_is_restarted_or_killed() {
             holdfast.kill();
         }
         holdfast = Holdfast::start(&lab, &config);
-        assert!(holdfast.log().contains("of an earlier process go on"), "{}", holdfast.log());
+        assert!(holdfast.log().contains("taken over from an earlier process"), "{}", holdfast.log());
     }
     assert_whole(&busy.end(), &holdfast);
     holdfast.stop();
@@ -73,7 +73,7 @@ fn pins_move_to_the_tables_of_another_configuration() {
         ..Config::new(&lab, 1, vips)
     };
     let holdfast = Holdfast::start(&lab, &after);
-    assert!(holdfast.log().contains("of an earlier process go on"), "{}", holdfast.log());
+    assert!(holdfast.log().contains("taken over from an earlier process"), "{}", holdfast.log());
     assert_whole(&busy.end(), &holdfast);
     holdfast.stop();
 }
@@ -101,7 +101,7 @@ fn a_drain_goes_on_after_a_restart() {
             "{status:?}"
         );
         let left = status.drain.unwrap().deadline_in_s.unwrap();
-        assert!((1700..1800).contains(&left), "{left} s");
+        assert!((1700..=1800).contains(&left), "{left} s");
         assert_eq!(connection.ask(), backend, "the connection stays");
         let others: Vec<&str> = BACKENDS.into_iter().filter(|name| **name != *backend).collect();
         requests(&lab, &vip, 0, 30).assert_from("new connections", &others);
@@ -158,7 +158,7 @@ fn damaged_state_is_set_aside_with_a_message() {
         // What replaced it is used again.
         let holdfast = Holdfast::start(&lab, &config);
         assert!(!holdfast.log().contains(message), "{name}: {}", holdfast.log());
-        assert!(holdfast.log().contains("of an earlier process go on"), "{name}");
+        assert!(holdfast.log().contains("taken over from an earlier process"), "{name}");
         holdfast.stop();
     }
 }
