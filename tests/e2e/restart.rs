@@ -50,7 +50,11 @@ fn no_connection_breaks_when_holdfast_is_restarted_or_killed() {
             holdfast.kill();
         }
         holdfast = Holdfast::start(&lab, &config);
-        assert!(holdfast.log().contains("taken over from an earlier process"), "{}", holdfast.log());
+        assert!(
+            holdfast.log().contains("taken over from an earlier process"),
+            "{}",
+            holdfast.log()
+        );
     }
     assert_whole(&busy.end(), &holdfast);
     holdfast.stop();
