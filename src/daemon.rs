@@ -306,6 +306,7 @@ fn open_tables(config: &Config) -> Result<(Option<Directory>, saved::Tables), Da
     match open(directory.as_ref()) {
         Err(error) if directory.is_some() => {
             warn!("state: {error}; the tables are made outside of it: a restart loses every pin");
+            directory.iter().for_each(Directory::clear);
             Ok((None, open(None)?))
         }
         tables => Ok((directory, tables?)),

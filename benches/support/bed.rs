@@ -102,6 +102,7 @@ impl Shared {
             fragment_timeout: Ticks(u32::MAX),
             sources: sources(case, capacity * workers as u64),
             return_hops: 1,
+            taken_over: false,
         };
         let (capacity, secret) = (u32::try_from(capacity).unwrap(), TableSecret::new(1));
         let flows = (0..workers)

@@ -76,6 +76,7 @@ impl Config {
             fragment_timeout: self.fragments.timeout,
             sources: self.full_nat.numbered(),
             return_hops: return_hops::CLIENTS,
+            taken_over: false,
         }
     }
 

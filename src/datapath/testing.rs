@@ -104,6 +104,11 @@ pub(super) struct Bed {
 
 impl Bed {
     pub fn new(workers: u8, specs: &[VipSpec]) -> Self {
+        Self::after(false, workers, specs)
+    }
+
+    /// Returns a bed with the pins of an earlier process, if `taken_over`.
+    pub fn after(taken_over: bool, workers: u8, specs: &[VipSpec]) -> Self {
         let secret = TableSecret::new(1);
         let table = |_| Arc::new(FlowTable::new(64, secret.clone(), Families::BOTH).unwrap());
         let sizes = TableSizes {
@@ -112,6 +117,7 @@ impl Bed {
             fragment_timeout: Ticks(100),
             sources: SnatPool::new([IpAddr::from(SNAT)], &SNAT_PORTS),
             return_hops: 100,
+            taken_over,
         };
         let flows = (0..workers).map(table).collect();
         Self {

@@ -12,11 +12,13 @@ pub trait TableMemory {
     /// Returns the memory that an earlier process has left under this name.
     fn found(&self, name: &str) -> Option<Arc<Arena>>;
 
-    /// Returns zeroed memory of at least `bytes`, which a later process finds under this name.
+    /// Returns zeroed memory of at least `bytes`, which a later process finds under this name; on
+    /// pages of the huge page pool, or on ordinary ones.
     ///
     /// # Errors
-    /// When there is too little memory.
-    fn fresh(&self, name: &str, bytes: usize) -> Result<Arc<Arena>, MappingError>;
+    /// When there is too little memory, or no pool. A pool that is too small is noticed only when
+    /// the memory is populated.
+    fn fresh(&self, name: &str, bytes: usize, pages: Pages) -> Result<Arc<Arena>, MappingError>;
 
     /// Records that the memory found under this name cannot be used.
     fn refuse(&self, name: &str, error: &TableError);
@@ -31,8 +33,8 @@ impl TableMemory for Anonymous {
         None
     }
 
-    fn fresh(&self, _name: &str, bytes: usize) -> Result<Arc<Arena>, MappingError> {
-        Arena::new(bytes, Pages::Ordinary)
+    fn fresh(&self, _name: &str, bytes: usize, pages: Pages) -> Result<Arc<Arena>, MappingError> {
+        Arena::new(bytes, pages)
     }
 
     fn refuse(&self, _name: &str, _error: &TableError) {}
@@ -68,7 +70,7 @@ impl Parts<'_> {
         }
         let too_large = MappingError::TooLarge { len: self.entries, entry: size_of::<T>() };
         let bytes = self.entries.checked_mul(size_of::<T>()).and_then(|len| len.checked_add(PAGE));
-        let arena = memory.fresh(self.name, bytes.ok_or(too_large)?)?;
+        let arena = memory.fresh(self.name, bytes.ok_or(too_large)?, Pages::Ordinary)?;
         let entries = arena.part(PAGE, self.entries)?;
         entries.populate()?;
         Header::create(&arena, self.kind, self.entries as u64, self.secret)?;

@@ -30,6 +30,8 @@ pub struct TableSizes {
     pub sources: SnatPool,
     /// Maximum number of clients with known return hops, for VIPs without pins.
     pub return_hops: usize,
+    /// Whether the pins are those of an earlier process.
+    pub taken_over: bool,
 }
 
 impl Default for TableSizes {
@@ -40,6 +42,7 @@ impl Default for TableSizes {
             fragment_timeout: Ticks(3000),
             sources: SnatPool::default(),
             return_hops: 64,
+            taken_over: false,
         }
     }
 }
@@ -60,6 +63,9 @@ pub struct SharedTables {
     pub return_hops: ReturnHops,
     /// Learnt path MTUs of tunnels.
     pub path_mtus: PathMtus,
+    /// Whether pins are those of an earlier process: the NIC may send their packets to other workers
+    /// than it did then.
+    pub taken_over: bool,
 }
 
 /// A pin, and the worker that has it.
@@ -98,7 +104,8 @@ impl SharedTables {
         secret: &TableSecret,
         sizes: TableSizes,
     ) -> Result<Arc<Self>, TableError> {
-        let TableSizes { clients, datagrams, fragment_timeout, sources, return_hops } = sizes;
+        let TableSizes { clients, datagrams, fragment_timeout, sources, return_hops, taken_over } =
+            sizes;
         let workers = u8::try_from(flows.len()).unwrap_or(u8::MAX);
         Ok(Arc::new(Self {
             flows,
@@ -107,6 +114,7 @@ impl SharedTables {
             snat_table: SnatTable::open(memory, sources, workers, secret)?,
             return_hops: ReturnHops::open(memory, return_hops, secret)?,
             path_mtus: PathMtus::default(),
+            taken_over,
         }))
     }
 
@@ -132,6 +140,7 @@ impl SharedTables {
             snat_table,
             return_hops: ReturnHops::open(&Anonymous, 1, &secret)?,
             path_mtus: self.path_mtus.scratch(),
+            taken_over: self.taken_over,
         };
         Ok((scratch, snat_allocator))
     }

@@ -14,7 +14,7 @@ use crate::flow::memory::TableMemory;
 use crate::flow::table::{FlowTable, TableError};
 use crate::format::reason;
 use crate::net::TableSecret;
-use crate::xdp::memory::{Arena, HUGE_PAGE, MappingError};
+use crate::xdp::memory::{Arena, HUGE_PAGE, MappingError, Pages};
 
 /// `f_type` of statfs(2).
 const TMPFS: FsWord = 0x0102_1994;
@@ -134,16 +134,28 @@ impl Directory {
 
     /// Removes all sets of tables but one.
     pub fn keep_only(&self, number: u32) {
-        let kept = format!("tables.{number}");
+        self.remove_sets(Some(number));
+    }
+
+    fn remove_sets(&self, kept: Option<u32>) {
+        let kept = kept.map(|number| format!("tables.{number}"));
         for place in self.places() {
             for entry in fs::read_dir(place).into_iter().flatten().flatten() {
-                let name = entry.file_name();
-                if name != *kept && name.to_string_lossy().starts_with("tables.") {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if Some(&name) != kept.as_ref() && name.starts_with("tables.") {
                     // A leftover is only memory; the next start tries again.
                     let _ = fs::remove_dir_all(entry.path());
                 }
             }
         }
+    }
+
+    /// Removes everything: for a process whose tables are not here, so that no later process finds
+    /// what it does not know.
+    pub fn clear(&self) {
+        let _ = fs::remove_file(self.path.join("registry"));
+        let _ = fs::remove_file(self.path.join("qinq"));
+        self.remove_sets(None);
     }
 
     fn places(&self) -> impl Iterator<Item = &PathBuf> {
@@ -221,16 +233,22 @@ impl TableMemory for Set<'_> {
         })
     }
 
-    fn fresh(&self, name: &str, bytes: usize) -> Result<Arc<Arena>, MappingError> {
-        // Only flow tables are large and accessed at random.
-        let large = self.directory.huge.iter().filter(|_| name.starts_with("flows-"));
-        for place in large {
-            if let Ok(arena) = self.create(place, name, bytes) {
-                return Ok(arena);
+    fn fresh(&self, name: &str, bytes: usize, pages: Pages) -> Result<Arc<Arena>, MappingError> {
+        let Directory { path, huge, .. } = self.directory;
+        let refused = |source| MappingError::Refused { bytes, source };
+        let place = match pages {
+            Pages::Pool => {
+                huge.as_ref().ok_or_else(|| refused(io::ErrorKind::Unsupported.into()))?
             }
-        }
-        self.create(&self.directory.path, name, bytes)
-            .map_err(|source| MappingError::Refused { bytes, source })
+            Pages::Ordinary => {
+                // An attempt on huge pages, which failed when it was populated.
+                if let Some(huge) = huge {
+                    let _ = fs::remove_file(huge.join(&self.name).join(name));
+                }
+                path
+            }
+        };
+        self.create(place, name, bytes).map_err(refused)
     }
 
     fn refuse(&self, name: &str, error: &TableError) {

@@ -12,12 +12,12 @@ use crate::flow::entry::{ConntrackEntry, Pin, ReturnHop};
 use crate::flow::memory::{Anonymous, TableMemory};
 use crate::flow::shared::{SharedTables, TableSizes};
 use crate::flow::snat::{SnatPool, SnatPort};
-use crate::flow::table::{FlowTable, TableError};
+use crate::flow::table::{Families, FlowTable, TableError};
 use crate::flow::writer::FlowWriter;
 use crate::format::counted;
 use crate::net::{HashedKey, NextHop, NicIndex, TableSecret};
 use crate::units::Ticks;
-use crate::xdp::memory::{Arena, MappingError};
+use crate::xdp::memory::{Arena, MappingError, Pages};
 
 /// State of the earlier process that cannot be used, in one sentence.
 pub type Loss = String;
@@ -36,8 +36,8 @@ impl TableMemory for ReadOnly<'_> {
         self.0.found(name)
     }
 
-    fn fresh(&self, name: &str, bytes: usize) -> Result<Arc<Arena>, MappingError> {
-        Anonymous.fresh(name, bytes)
+    fn fresh(&self, name: &str, bytes: usize, pages: Pages) -> Result<Arc<Arena>, MappingError> {
+        Anonymous.fresh(name, bytes, pages)
     }
 
     fn refuse(&self, name: &str, error: &TableError) {
@@ -61,10 +61,22 @@ impl Old {
             fragment_timeout: Ticks(0),
             sources: SnatPool::new(addresses.iter().copied(), &(*first..=*last)),
             return_hops: facts.return_hops,
+            taken_over: true,
         };
         let flows = flows.map(Arc::new).collect();
         let shared = SharedTables::open(&ReadOnly(memory), flows, &secret, sizes)?;
         Ok(Self { shared, facts: facts.clone() })
+    }
+}
+
+impl Old {
+    /// Returns the address families of the pins.
+    pub(super) fn families(&self) -> Families {
+        let used = |family: usize| {
+            let mut tables = self.shared.flows.iter();
+            tables.any(|table| table.ever_used().get(family).is_some_and(|&used| used > 0))
+        };
+        Families { v4: used(0), v6: used(1) }
     }
 }
 
@@ -92,7 +104,9 @@ impl Import<'_> {
         let mut writers: Vec<FlowWriter> = writers.flatten().collect();
         for (worker, table) in self.old.shared.flows.iter().enumerate() {
             for position in 0..table.positions() {
-                if let Some(entry) = table.pin_at(position) {
+                // An entry that its hash does not find was about to be removed, or is damaged.
+                let entry = table.pin_at(position).filter(|entry| is_found(table, entry));
+                if let Some(entry) = entry {
                     self.pin(&entry, worker, table, &mut writers, &mut lost);
                 }
             }
@@ -122,6 +136,13 @@ impl Import<'_> {
         let Some(writer) = writers.get_mut(owner) else { return };
         let secret = self.new.flows.first().map_or(from.secret(), |table| table.secret());
         let hashed: HashedKey = secret.hash(key.into());
+        // Two workers may have pinned one flow, one after the other: the newer pin holds.
+        if let Some((slot, other)) = writer.table().lookup(&hashed) {
+            if pin.created.since(other.created).0 == 0 {
+                return;
+            }
+            writer.remove(slot);
+        }
         if writer.insert(&hashed, &pin).is_err() {
             lost.no_room += 1;
         }
@@ -155,6 +176,12 @@ impl Import<'_> {
         let nic = number.and_then(|number| u8::try_from(number).ok()).unwrap_or_default();
         NextHop { nic: NicIndex(nic), ..hop }
     }
+}
+
+/// Whether the entry is the one that a look-up of its key finds.
+fn is_found(table: &FlowTable, entry: &ConntrackEntry) -> bool {
+    let found = table.lookup(&table.secret().hash(entry.key.into()));
+    found.is_some_and(|(_, pin)| pin == entry.pin)
 }
 
 impl Lost {

@@ -13,6 +13,7 @@ use crate::flow::qinq;
 use crate::flow::shared::{SharedTables, TableSizes};
 use crate::flow::table::{Families, FlowTable, TableError};
 use crate::net::TableSecret;
+use crate::xdp::memory::Pages;
 
 /// The tables of this process, and the registry that their pins refer to.
 pub struct Tables {
@@ -118,9 +119,25 @@ impl Start<'_> {
         seed: u64,
         losses: Vec<Loss>,
     ) -> Result<Tables, TableError> {
+        self.set(memory, set, seed, self.config.table_sizes(), losses)
+    }
+
+    /// Sizes of tables that get the pins of an earlier process.
+    fn continued_sizes(&self) -> TableSizes {
+        TableSizes { taken_over: true, ..self.config.table_sizes() }
+    }
+
+    fn set(
+        &self,
+        memory: &(impl TableMemory + Sync),
+        set: u32,
+        seed: u64,
+        sizes: TableSizes,
+        losses: Vec<Loss>,
+    ) -> Result<Tables, TableError> {
         let secret = TableSecret::new(seed);
         let flows = self.flow_tables(|worker| self.new_flows(memory, worker, &secret))?;
-        let shared = SharedTables::open(memory, flows, &secret, self.config.table_sizes())?;
+        let shared = SharedTables::open(memory, flows, &secret, sizes)?;
         let registry = Registry::new(self.config.full_nat.numbered());
         Ok(Tables { shared, registry, set, continues: false, losses })
     }
@@ -143,7 +160,7 @@ impl Start<'_> {
             }
             _ => self.new_flows(&memory, worker, &secret),
         })?;
-        let shared = SharedTables::open(&memory, flows, &secret, self.config.table_sizes())?;
+        let shared = SharedTables::open(&memory, flows, &secret, self.continued_sizes())?;
         losses.extend(memory.refused());
         Ok(Tables { shared, registry, set: document.set, continues: true, losses })
     }
@@ -158,10 +175,13 @@ impl Start<'_> {
         losses: Vec<Loss>,
     ) -> Result<Tables, TableError> {
         let set = document.set.wrapping_add(1);
-        let mut tables = self.new_set(&directory.set(set), set, seed, losses)?;
+        let mut tables =
+            self.set(&directory.set(set), set, seed, self.continued_sizes(), losses)?;
         let memory = directory.set(document.set);
         let old = Old::open(&memory, document)?;
         tables.losses.extend(memory.refused());
+        // Flows of a family without a VIP by now need memory, too.
+        tables.shared.flows.iter().try_for_each(|table| table.populate(old.families()))?;
         let facts = Facts::of(self.config);
         let import = Import { old: &old, new: &tables.shared, facts: &facts };
         tables.losses.extend(import.run());
@@ -184,8 +204,11 @@ impl Start<'_> {
         let capacity = u32::try_from(self.config.workers.flows).unwrap_or(u32::MAX);
         let families = self.families();
         (self.on_core)(worker, &|| {
-            let arena = memory.fresh(&flows_of(worker), FlowTable::bytes(capacity))?;
-            FlowTable::create(arena, capacity, secret.clone(), families)
+            let on = |pages| {
+                let arena = memory.fresh(&flows_of(worker), FlowTable::bytes(capacity), pages)?;
+                FlowTable::create(arena, capacity, secret.clone(), families)
+            };
+            on(Pages::Pool).or_else(|_: TableError| on(Pages::Ordinary))
         })
     }
 }

@@ -208,6 +208,46 @@ fn pins_are_imported_into_tables_of_another_shape() {
     }
 }
 
+/// Two workers may have pinned one flow, one after the other: the newer pin is imported.
+#[test]
+fn of_two_pins_of_a_flow_the_newer_one_is_imported() {
+    for (created, expected) in [(950, 0), (850, 1)] {
+        let scratch = Scratch::new("twice");
+        let before = config(2, &[]);
+        let directory = scratch.directory();
+        let tables = opened(&directory, &before);
+        pin_flows(&tables, 2);
+        let table = std::sync::Arc::clone(&tables.shared.flows[1]);
+        let hashed = table.secret().hash(key(0).into());
+        let other = BackendId { index: BackendIndex(0), generation: 0 };
+        let at = Ticks(created);
+        let pin = Pin::new(VipId(0), other, FlowState::ESTABLISHED, 1, &hop(0), at);
+        FlowWriter::new(table).unwrap().insert(&hashed, &pin).unwrap();
+        save(&directory, &before, tables);
+        drop(directory);
+        let tables = opened(&scratch.directory(), &config(1, &[]));
+        let table = &tables.shared.flows[0];
+        let found = table.lookup(&table.secret().hash(key(0).into())).unwrap().1;
+        assert_eq!(found.flow_state.backend().index, BackendIndex(expected), "{created}");
+        assert_eq!((0..table.positions()).filter_map(|at| table.pin_at(at)).count(), 2);
+    }
+}
+
+/// A process whose tables are elsewhere leaves nothing that a later one could take for its own.
+#[test]
+fn a_cleared_directory_holds_no_pins() {
+    let scratch = Scratch::new("cleared");
+    let config = config(1, &[]);
+    let directory = scratch.directory();
+    let tables = opened(&directory, &config);
+    pin_flows(&tables, 10);
+    save(&directory, &config, tables);
+    directory.clear();
+    let tables = opened(&directory, &config);
+    assert!(!tables.continues && tables.losses.is_empty());
+    assert_eq!(pins(&tables), []);
+}
+
 #[test]
 fn losses_of_an_import_are_counted() {
     let scratch = Scratch::new("losses");

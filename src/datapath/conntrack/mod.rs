@@ -204,10 +204,12 @@ impl Conntrack {
         let tcp = packet.flow.protocol() == Protocol::Tcp;
         let opens = !tcp || packet.layout.flags.opens();
         // NICs may send fragments to another worker than whole packets of their flow, so pins of
-        // other workers are looked up once fragments have been seen. And a datagram may belong to a
-        // flow that was another VIP's.
-        let fragments = context.shared.fragments.generation() != 0;
-        let elsewhere = !tcp && (fragments || context.table.has_lost());
+        // other workers are looked up once fragments have been seen, or if an earlier process may
+        // have had other workers or queues. And a datagram may belong to a flow that was another
+        // VIP's.
+        let SharedTables { fragments, taken_over, .. } = context.shared;
+        let moved = *taken_over || fragments.generation() != 0;
+        let elsewhere = !tcp && (moved || context.table.has_lost());
         // A SYN that is retransmitted to another worker chooses the same backend by itself; but a
         // backend that sees another source address takes it for another connection.
         if opens && !elsewhere && !snat::wanted(packet, context) {

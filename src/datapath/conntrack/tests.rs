@@ -46,6 +46,23 @@ fn sweep(conntrack: &mut Conntrack, context: &Context<'_>) {
     while conntrack.sweep(context, &mut backlog) {}
 }
 
+/// After a restart the NIC may send a flow to another worker, so that a datagram without a pin here
+/// looks for one there; without a restart that costs each new flow a look-up for nothing.
+#[test]
+fn datagrams_of_an_earlier_process_find_their_pin_at_another_worker() {
+    let spec = VipSpec { protocol: Protocol::Udp, ..vip(Forward::Dsr, 2) };
+    for (taken_over, expected) in [(false, "open"), (true, "forward")] {
+        let mut bed = Bed::after(taken_over, 2, std::slice::from_ref(&spec));
+        let packet = bed.receive(&udp((CLIENT, 7), (VIP, 80))).unwrap();
+        let mut then = bed.conntrack(1);
+        let context = bed.context(1, 0);
+        let backend = context.table.backend(BackendIndex(1)).unwrap();
+        then.pin(&packet, backend, Rule::Scheduler, &context).unwrap();
+        let mut now = bed.conntrack(0);
+        assert_eq!(outcome(now.track(&packet, &bed.context(0, 10))), expected, "{taken_over}");
+    }
+}
+
 #[test]
 fn a_packet_without_a_pin_misses() {
     let mut bed = Bed::new(2, &[vip(Forward::Nat, 2)]);
