@@ -21,6 +21,7 @@ const FLOWS: u16 = 64;
 
 /// Each table has another backend down, or with another weight; every eighth equals the first.
 fn publish_all(mut publisher: Publisher, specs: &[VipSpec], published: &AtomicU64) -> Publisher {
+    let local = Local { macs: vec![[2, 0xf, 0, 0, 0, 0]], ..Local::default() };
     for number in 1..=TABLES {
         let mut specs = specs.to_vec();
         let backend = &mut specs[0].backends[usize::try_from(number / 2).unwrap() % 8];
@@ -31,7 +32,7 @@ fn publish_all(mut publisher: Publisher, specs: &[VipSpec], published: &AtomicU6
         }
         let previous = publisher.current();
         let table =
-            ForwardingTable::build(number + 1, [7; 16], Local::default(), &specs, Some(&previous));
+            ForwardingTable::build(number + 1, [7; 16], local.clone(), &specs, Some(&previous));
         drop(previous);
         publisher.publish(table);
         published.store(number, Ordering::Release);
