@@ -66,13 +66,13 @@ impl NicFault {
         match self {
             Self::Gone => {
                 "the interface has been removed: no packet of a VIP comes in or goes out by it; when it \
-                 is made again, holdfast ends with exit code 1, so that its supervisor starts it anew"
+                 is made again, holdfast ends with exit code 1, so that its supervisor starts it again"
                     .to_owned()
             }
             Self::MadeAgain { .. } => {
                 "the interface has been removed and made again: sockets and XDP program went with the old \
                  one; as soon as the new one is up, holdfast ends with exit code 1, so that its \
-                 supervisor starts it anew"
+                 supervisor starts it again"
                     .to_owned()
             }
             Self::Down => format!("it is down: `ip link set {name} up`"),
@@ -86,7 +86,7 @@ impl NicFault {
             Self::QueuesUnserved { before, now } if serves_all_queues(nic) => format!(
                 "it has {now} queues, of which {before} were there at the start: packets of VIPs that \
                  arrive at the others are dropped (no_socket); holdfast ends with exit code 1, so that \
-                 its supervisor starts it anew with all of them"
+                 its supervisor starts it again with all of them"
             ),
             Self::QueuesUnserved { before, now } => format!(
                 "it has {now} queues, of which {before} were there at the start: packets of VIPs that \
@@ -119,7 +119,7 @@ impl NicFault {
     }
 }
 
-/// Returns the fault for which holdfast must be started anew, if there is one. An interface that was
+/// Returns the fault for which holdfast must be started again, if there is one. An interface that was
 /// made again must be up, as a start may fail before.
 pub fn needs_start<'f>(nic: &NicView, faults: &'f [NicFault]) -> Option<&'f NicFault> {
     let is_down = faults.contains(&NicFault::Down);
