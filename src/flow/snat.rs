@@ -340,9 +340,9 @@ pub struct SnatAllocator {
 }
 
 impl SnatAllocator {
-    /// Takes all free ports of a worker. The secret and the process id determine which port is
-    /// first, so that a process does not start with the ports that its predecessor started with:
-    /// backends may remember those.
+    /// Takes all free ports of a worker. The secret determines which port is first, so that a
+    /// process does not start with the ports that its predecessor started with: backends may
+    /// remember those.
     ///
     /// Cost: one step for each port.
     pub fn new(snat_table: &SnatTable, worker: u8, secret: &TableSecret) -> Self {
@@ -350,8 +350,7 @@ impl SnatAllocator {
             let all = snat_table.sources.of_worker(worker, snat_table.workers, family);
             let mut all: VecDeque<SnatPort> =
                 all.filter(|&id| snat_table.read(id).is_none()).collect();
-            let process = std::process::id().into();
-            let turn = secret.hash_words::<24>(&[worker.into(), family.is_v4().into(), process]);
+            let turn = secret.hash_words::<16>(&[worker.into(), family.is_v4().into()]);
             let len = u64::try_from(all.len()).unwrap_or(u64::MAX).max(1);
             // Less than its length.
             all.rotate_left(usize::try_from(turn % len).unwrap_or_default());

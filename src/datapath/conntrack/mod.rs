@@ -27,6 +27,7 @@ mod state;
 mod sweep;
 mod untracked;
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -82,7 +83,12 @@ impl Conntrack {
             }
         });
         stats.flows_stale.add(removed);
-        let snat_allocator = SnatAllocator::new(snat_table, me, writer.table().secret());
+        let secret = match shared.taken_over {
+            // The tables' secret is the earlier process's too, but its first ports must not be.
+            true => TableSecret::new(RandomState::new().hash_one(me)),
+            false => writer.table().secret().clone(),
+        };
+        let snat_allocator = SnatAllocator::new(snat_table, me, &secret);
         let tables = Tables { writer, all: Arc::clone(&shared.flows), snat_allocator, me };
         Some(Self { tables, sweep: Sweep::new(now) })
     }

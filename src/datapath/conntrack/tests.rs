@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use super::*;
 use crate::datapath::batch::{Direction, FragmentKind, TcpFlags};
 use crate::datapath::testing::*;
@@ -214,6 +216,22 @@ fn a_flow_that_is_taken_back_leaves_no_trace() {
         (0, 0)
     );
     assert!(bed.track(0, &packet).is_none());
+}
+
+/// Backends may remember the ports of an earlier process. The first ports are random then, and the
+/// same in every process otherwise: a replay repeats its SNAT ports.
+#[test]
+fn the_first_snat_ports_after_a_restart_are_others() {
+    for (taken_over, different) in [(false, 1..2), (true, 2..5)] {
+        let first = |_| {
+            let mut bed = Bed::after(taken_over, 1, &[vip(Forward::FullNat, 2)]);
+            let mut conntrack = bed.conntrack(0);
+            let packet = open(&mut bed, &mut conntrack, 1, 0);
+            bed.track(0, &packet).unwrap().snat_port()
+        };
+        let ports: HashSet<_> = (0..30).map(first).collect();
+        assert!(different.contains(&ports.len()), "{taken_over}: {ports:?}");
+    }
 }
 
 /// A reply to a full-NAT flow may arrive at any worker.
