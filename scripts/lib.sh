@@ -64,6 +64,10 @@ TEST_PACKAGES=(
     'bpftool|bpftool|lists the XDP programs that are left after a stop'
     'shellcheck|shellcheck|checks the scripts'
 )
+SOAK_PACKAGES=(
+    'python3-minimal|/usr/bin/python3|the clients, and the order of actions'
+    'python3-scapy|/usr/lib/python3/dist-packages/scapy|makes the packets of floods'
+)
 THROUGHPUT_PACKAGES=(
     'iperf3|iperf3|measures TCP throughput'
     'jq|jq|reads the JSON of iperf3 and holdfast'

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -34,7 +35,7 @@ const KEPT: Duration = Duration::from_secs(600);
 const MOST: usize = 64;
 
 /// A return hop, and one of the clients behind it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientHop {
     /// Return hop, as pins have it.
     pub hop: NextHop,

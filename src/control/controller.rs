@@ -115,7 +115,8 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     let tables: Vec<_> =
         inputs.workers.iter().map(|worker| Arc::clone(&worker.flows) as Arc<dyn Pins>).collect();
     let (client_hops, hop_receiver) = ClientHops::new(tables.clone(), Arc::clone(&inputs.shared));
-    let wanted = neighbour::Inputs { targets: target_receiver, client_hops: hop_receiver };
+    let routers = registry.routers.clone();
+    let wanted = neighbour::Inputs { targets: target_receiver, client_hops: hop_receiver, routers };
     let network = neighbour::start(for_hops, change_notifier, &inputs.nics, wanted);
     let on_drained = &inputs.config.control.on_drained;
     let advertiser = Advertiser::start(inputs.send_frame);

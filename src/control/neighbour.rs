@@ -31,7 +31,7 @@ use tracing::{debug, warn};
 use super::client_hops::ClientHop;
 use super::inbound::Arp;
 use super::netlink::{Certainty, Error, InterfaceAddress, Link, Neighbour, Netlink, OnVlan, Route};
-use super::routers::{self, Interface, Judgement, Key, Replacement, Routers};
+use super::routers::{self, Interface, Judgement, Key, KnownRouter, Replacement, Routers};
 use super::view::NicView;
 use crate::forwarding::local::UNLIMITED;
 use crate::net::vlan::{Outer, Tags};
@@ -68,6 +68,8 @@ pub struct Snapshot {
     pub arp: HashMap<u32, Arp>,
     /// Return hops that another next hop replaces.
     pub replaced: Vec<Replacement>,
+    /// Routers in use.
+    pub routers: Vec<KnownRouter>,
 }
 
 /// Reason for which an address has no next hop.
@@ -154,6 +156,8 @@ pub struct Inputs {
     pub targets: watch::Receiver<HashSet<IpAddr>>,
     /// Return hops of clients behind routers.
     pub client_hops: watch::Receiver<Arc<Vec<ClientHop>>>,
+    /// Routers that an earlier process knew.
+    pub routers: Vec<KnownRouter>,
 }
 
 /// Task that resolves next hops.
@@ -246,6 +250,7 @@ pub fn start(
     let nics: Vec<u32> = nics.iter().map(|nic| nic.ifindex).collect();
     let ports = nics.iter().copied().zip((0..).map(NicIndex)).collect();
     let (snapshot, receiver) = watch::channel(Arc::default());
+    let routers = Routers::restore(&inputs.routers, Instant::now());
     let resolver = Resolver {
         netlink,
         nics,
@@ -253,7 +258,7 @@ pub fn start(
         inputs,
         snapshot,
         probes: Probes::default(),
-        routers: Routers::default(),
+        routers,
         last: HashMap::new(),
         without_carrier: HashMap::new(),
         failing: false,
@@ -357,7 +362,8 @@ impl Resolver {
         } else if !self.routers.is_empty() {
             pause = routers::VERIFY;
         }
-        Ok((Snapshot { hops, mtus, nic_mtus, addresses, links, arp, replaced }, pause))
+        let routers = self.routers.known(&client_hops);
+        Ok((Snapshot { hops, mtus, nic_mtus, addresses, links, arp, replaced, routers }, pause))
     }
 
     /// Judges the client-side routers, and makes the kernel verify and resolve them.

@@ -23,6 +23,9 @@
 //! A next hop that replies are redirected to is watched like a router in use, before pins with it are
 //! found: it may be replaced soon, too.
 //!
+//! A process continues with the routers that the one before it knew: pins may have a MAC that no
+//! address had when it started.
+//!
 //! A router is known by its MAC and the addresses of the clients' family that had it. A router
 //! whose MAC is at no address that the kernel knows, and that is no gateway to its clients, is not
 //! watched.
@@ -31,6 +34,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet};
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::client_hops::ClientHop;
@@ -143,6 +147,15 @@ pub struct Judgement {
     pub pending: bool,
 }
 
+/// A router in use, and the addresses that have, or had, its MAC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownRouter {
+    /// Return hop, and a client behind it.
+    pub used: ClientHop,
+    /// Interface indices and addresses.
+    pub addresses: Vec<Key>,
+}
+
 /// The routers in use.
 #[derive(Debug, Default)]
 pub struct Routers {
@@ -181,6 +194,33 @@ enum Verdict {
 }
 
 impl Routers {
+    /// Continues with the routers that another process knew, until pins with them are found.
+    pub fn restore(known: &[KnownRouter], now: Instant) -> Self {
+        let mut routers = Self::default();
+        for KnownRouter { used, addresses } in known.iter().take(MOST_EXPECTED) {
+            let addresses = addresses.iter().take(ADDRESSES);
+            let addresses = addresses.map(|&key| Watched { key, verified: None }).collect();
+            let router = Router { addresses, certain: now, moved: None, replaced: None };
+            routers.known.insert((used.family(), used.hop), router);
+            expect(&mut routers.expected, *used, now);
+        }
+        routers
+    }
+
+    /// Returns the routers of which an address is known, for [`restore`](Self::restore). `in_use`
+    /// as judged last.
+    pub fn known(&self, in_use: &[ClientHop]) -> Vec<KnownRouter> {
+        let mut listed = HashSet::new();
+        let all = in_use.iter().chain(self.expected.iter().map(|(used, _)| used));
+        let each = all.filter(|used| listed.insert((used.family(), used.hop)));
+        let known = each.filter_map(|used| {
+            let router = self.known.get(&(used.family(), used.hop))?;
+            let addresses = router.addresses.iter().map(|watched| watched.key).collect();
+            Some(KnownRouter { used: *used, addresses })
+        });
+        known.filter(|router| !router.addresses.is_empty()).collect()
+    }
+
     /// Returns whether no router is in use.
     pub fn is_empty(&self) -> bool {
         self.known.is_empty()
@@ -476,6 +516,28 @@ mod tests {
         ] {
             assert_eq!(scene.replaced(ms, &[row]), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn a_process_continues_with_the_routers_of_the_one_before() {
+        let mut before = Scene::new(&[hop(0, 1)]);
+        assert_eq!(before.replaced(0, &[(1, 1, 1, Good)]), None);
+        let known = before.routers.known(&before.in_use);
+        assert_eq!(
+            known,
+            [KnownRouter { used: before.in_use[0], addresses: vec![(1, address(1))] }]
+        );
+        let rows = [(1, 1, 2, Good)];
+        let mut after = Scene::new(&[]);
+        after.routers = Routers::restore(&known, after.start);
+        let replaced = |judgement: Judgement| -> Vec<ReplacedHop> {
+            judgement.replaced.iter().map(|replaced| replaced.hop).collect()
+        };
+        let expected = [ReplacedHop { family: Family::V4, old: hop(0, 1), new: hop(0, 2) }];
+        assert_eq!(replaced(after.judge(0, &rows)), expected, "before a pin is found");
+        assert_eq!(replaced(after.judge(61_000, &rows)), [], "no pin was found");
+        let mut without = Scene::new(&[hop(0, 1)]);
+        assert_eq!(replaced(without.judge(0, &rows)), [], "a MAC that no address had");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::routers::KnownRouter;
 use crate::config;
 use crate::forwarding::{FlowAction, Service};
 use crate::net::Listen;
@@ -26,6 +27,9 @@ pub struct SavedRegistry {
     pub vip_indices: SavedIndices,
     /// Indices of backends.
     pub backend_indices: SavedIndices,
+    /// Routers that clients' packets came through.
+    #[serde(default)]
+    pub routers: Vec<KnownRouter>,
 }
 
 /// A VIP of the registry.

@@ -24,6 +24,7 @@ use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::passive::Passive;
 use super::removed::{Gone, Removal, Removals, Removed};
+use super::routers::KnownRouter;
 use super::saved::{Moment, SavedBackend, SavedIndices, SavedRegistry, SavedVip};
 use super::slow_start::SlowStart;
 use super::view::WorkerView;
@@ -178,6 +179,8 @@ pub struct Registry {
     vip_indices: Indices,
     backend_indices: Indices,
     sources: SnatPool,
+    /// Routers in use, as the resolver knows them.
+    pub routers: Vec<KnownRouter>,
 }
 
 impl Default for Registry {
@@ -190,8 +193,8 @@ impl Registry {
     fn with_room(vips: usize, backends: usize) -> Self {
         let (vip_indices, backend_indices) = (Indices::new(vips), Indices::new(backends));
         let (vips, removed) = (Vec::new(), Vec::new());
-        let (places, sources) = (HashMap::new(), SnatPool::default());
-        Self { vips, removed, places, vip_indices, backend_indices, sources }
+        let (places, sources, routers) = (HashMap::new(), SnatPool::default(), Vec::new());
+        Self { vips, removed, places, vip_indices, backend_indices, sources, routers }
     }
 
     /// Creates an empty registry; full-NAT VIPs use these SNAT sources.
@@ -207,12 +210,13 @@ impl Registry {
             removed: save(&self.removed),
             vip_indices: self.vip_indices.save(),
             backend_indices: self.backend_indices.save(),
+            routers: self.routers.clone(),
         }
     }
 
     /// Restores a saved registry; `None` if it contradicts itself.
     pub fn restore(saved: SavedRegistry, sources: SnatPool, moment: &Moment) -> Option<Self> {
-        let SavedRegistry { vips, removed, vip_indices, backend_indices } = saved;
+        let SavedRegistry { vips, removed, vip_indices, backend_indices, routers } = saved;
         let restore = |vips: Vec<SavedVip>| -> Vec<VipEntry> {
             vips.into_iter().map(|vip| VipEntry::restore(vip, moment)).collect()
         };
@@ -227,7 +231,8 @@ impl Registry {
             return None;
         }
         let places = HashMap::new();
-        let mut registry = Self { vips, removed, places, vip_indices, backend_indices, sources };
+        let mut registry =
+            Self { vips, removed, places, vip_indices, backend_indices, sources, routers };
         registry.remember_places();
         Some(registry)
     }

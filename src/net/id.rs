@@ -1,5 +1,7 @@
 //! Indices of configured objects: VIPs, backends, NICs.
 
+use serde::{Deserialize, Serialize};
+
 /// Maximum number of NICs.
 pub const MAX_NICS: usize = 15;
 
@@ -27,5 +29,5 @@ pub struct BackendId {
 }
 
 /// Index of a NIC in the configuration's order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NicIndex(pub u8);

@@ -1,10 +1,12 @@
 //! The next hop of a frame.
 
+use serde::{Deserialize, Serialize};
+
 use super::NicIndex;
 use super::vlan::Tags;
 
 /// Next hop of a frame on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NextHop {
     /// The NIC that sends the frame.
     pub nic: NicIndex,

@@ -8,6 +8,7 @@
 use std::fmt;
 
 use arrayvec::ArrayVec;
+use serde::{Deserialize, Serialize};
 
 /// Tag protocol identifiers.
 pub mod tpid {
@@ -23,7 +24,7 @@ pub const TAG_LEN: usize = 4;
 const VLAN: u16 = 0x0fff;
 
 /// The tags of a frame, with their priorities; or those of a next hop, with priorities of 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tags {
     /// Value of the only tag, or of the inner one: priority and VLAN.
     pub inner: u16,
@@ -32,7 +33,7 @@ pub struct Tags {
 }
 
 /// The outer tag: its value, by its protocol identifier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Outer {
     /// There is only one tag.
     None,

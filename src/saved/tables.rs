@@ -170,7 +170,7 @@ impl Start<'_> {
         &self,
         directory: &Directory,
         document: &Document,
-        registry: Registry,
+        mut registry: Registry,
         seed: u64,
         losses: Vec<Loss>,
     ) -> Result<Tables, TableError> {
@@ -183,6 +183,10 @@ impl Start<'_> {
         // Flows of a family without a VIP by now need memory, too.
         tables.shared.flows.iter().try_for_each(|table| table.populate(old.families()))?;
         let facts = Facts::of(self.config);
+        if facts.nics != document.facts.nics {
+            // Their hops have the NICs' old numbers.
+            registry.routers.clear();
+        }
         let import = Import { old: &old, new: &tables.shared, facts: &facts };
         tables.losses.extend(import.run());
         Ok(Tables { registry, continues: true, ..tables })

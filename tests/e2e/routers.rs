@@ -86,6 +86,37 @@ fn replies_follow_a_router_that_gets_another_mac() {
     holdfast.stop();
 }
 
+/// Pins have the router's former MAC, which no address has by then: a process knows it from the
+/// process before it only.
+#[test]
+fn replies_follow_a_router_that_gets_another_mac_around_a_restart() {
+    let lab = Lab::up(Topology::Stick);
+    lab.route_clients(&["router"], ROUTER);
+    let vips = vips(&BACKENDS);
+    let config = Config::new(&lab, 2, vips.clone());
+    let mut holdfast = Holdfast::start(&lab, &config);
+    let mut servers = speakers(&lab, &BACKENDS, PORT);
+    let mut clients = listeners(&lab, &vips, EACH);
+    for key in ["ipv4.conf.eth0.arp_notify", "ipv6.conf.eth0.ndisc_notify"] {
+        lab.run("router", &["sysctl", "-q", "-w", &format!("net.{key}=1")]);
+    }
+    wait_for_router(&lab);
+    let change = |mac| lab.run("router", &["ip", "link", "set", "eth0", "address", mac]);
+    for (round, mac, before) in [(1, MACS[1], true), (2, MACS[0], false)] {
+        if before {
+            change(mac);
+        }
+        holdfast.kill();
+        holdfast = Holdfast::start(&lab, &config);
+        if !before {
+            change(mac);
+        }
+        servers.say(round);
+        clients.hear(round);
+    }
+    holdfast.stop();
+}
+
 #[test]
 fn replies_leave_a_router_that_dies() {
     let lab = Lab::up(Topology::Stick);

@@ -79,6 +79,10 @@ impl NextHops {
                 *dirty |= backend.awaits_next_hop() != awaited;
             }
         }
+        if before.routers != network.routers {
+            registry.routers.clone_from(&network.routers);
+            world.saving.save(&world.registry);
+        }
         report_replaced(world, &before.replaced);
     }
 }
