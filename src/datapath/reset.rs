@@ -201,7 +201,7 @@ impl Terminated<'_> {
     /// Builds a segment from the VIP to the client.
     fn to_client(&self, flow: &FlowKey, content: Content, context: &Context<'_>) -> Segment {
         Segment {
-            hop: context.table.local().return_hop(self.client, flow.client.family()),
+            hop: *context.table.local().return_hop(&self.client, flow.client.family()),
             source: (flow.vip, flow.vip_port),
             destination: (flow.client, flow.client_port),
             content,

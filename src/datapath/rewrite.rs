@@ -101,7 +101,7 @@ pub fn rewrite_to_client(
     context: &Context<'_>,
 ) -> Result<(), Drop> {
     let local = context.table.local();
-    let hop = &local.return_hop(*hop, packet.flow.tuple.family());
+    let hop = local.return_hop(hop, packet.flow.tuple.family());
     let mtu = local.mtu(hop.nic);
     if let Direction::ToClientOf(id) = packet.direction {
         full_nat::to_client(packet, id, mtu, context)?;

@@ -58,15 +58,15 @@ impl Local {
 
     /// Next hop to a client of this family, from which packets came by `hop`.
     #[inline]
-    pub fn return_hop(&self, hop: NextHop, family: Family) -> NextHop {
+    pub fn return_hop<'h>(&'h self, hop: &'h NextHop, family: Family) -> &'h NextHop {
         if self.replaced_hops.is_empty() { hop } else { self.replacement(hop, family) }
     }
 
     #[cold]
-    fn replacement(&self, hop: NextHop, family: Family) -> NextHop {
+    fn replacement<'h>(&'h self, hop: &'h NextHop, family: Family) -> &'h NextHop {
         let mut replaced = self.replaced_hops.iter();
-        let found = replaced.find(|replaced| replaced.old == hop && replaced.family == family);
-        found.map_or(hop, |replaced| replaced.new)
+        let found = replaced.find(|replaced| replaced.old == *hop && replaced.family == family);
+        found.map_or(hop, |replaced| &replaced.new)
     }
 }
 
@@ -78,13 +78,13 @@ mod tests {
     fn a_return_hop_is_replaced_for_its_family_only() {
         let hop = |last| NextHop { nic: NicIndex(0), mac: [2, 0, 0, 0, 0, last], vlan: None };
         let mut local = Local::default();
-        assert_eq!(local.return_hop(hop(1), Family::V4), hop(1));
+        assert_eq!(local.return_hop(&hop(1), Family::V4), &hop(1));
         let replaced = |family, new| ReplacedHop { family, old: hop(1), new: hop(new) };
         local.replaced_hops = vec![replaced(Family::V4, 2), replaced(Family::V6, 3)];
         for (old, family, new) in
             [(1, Family::V4, 2), (1, Family::V6, 3), (2, Family::V4, 2), (4, Family::V6, 4)]
         {
-            assert_eq!(local.return_hop(hop(old), family), hop(new));
+            assert_eq!(local.return_hop(&hop(old), family), &hop(new));
         }
     }
 }
