@@ -113,6 +113,8 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
         ">PACKETS IN",
         "?>PACKETS OUT",
         "?>DROPPED",
+        "?>DENIED",
+        "?>NOT ALLOWED",
     ];
     let mut columns = Columns::new(&headers, look);
     for vip in vips {
@@ -131,6 +133,8 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
             count(vip.traffic.packets_in),
             count(vip.traffic.packets_out),
             count(vip.traffic.dropped),
+            count(vip.denied),
+            count(vip.not_allowed),
         ]);
     }
     columns
@@ -421,6 +425,8 @@ fn nic_counters(nics: &[NicStatus], look: Look) -> Columns {
         ">TO KERNEL",
         "?>NO SOCKET",
         "?>GUARDED",
+        "?>DENIED",
+        "?>NOT ALLOWED",
         "?>RX DROPPED",
         "?>RX RING FULL",
         "?>FILL EMPTY",
@@ -437,6 +443,8 @@ fn nic_counters(nics: &[NicStatus], look: Look) -> Columns {
             count(nic.passed),
             count(nic.no_socket),
             count(nic.guarded),
+            count(nic.denied),
+            count(nic.not_allowed),
             count(nic.kernel_rx_dropped),
             count(nic.kernel_rx_ring_full),
             count(nic.kernel_rx_fill_empty),

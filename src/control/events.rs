@@ -45,6 +45,12 @@ pub enum Kind {
     AddressTrouble,
     /// The address of a VIP no longer leads clients to the kernel.
     AddressRight,
+    /// A prefix is denied by a command, or for another time.
+    DenyAdded,
+    /// A command has removed a prefix that was denied at run time.
+    DenyRemoved,
+    /// The time of a prefix that was denied at run time is over.
+    DenyEnded,
     /// Another configuration is in force.
     Reload,
     /// A VIP or a backend has another name.
@@ -87,6 +93,9 @@ impl Kind {
             Self::PassiveBack => "passive_back",
             Self::AddressTrouble => "address_trouble",
             Self::AddressRight => "address_right",
+            Self::DenyAdded => "deny_added",
+            Self::DenyRemoved => "deny_removed",
+            Self::DenyEnded => "deny_ended",
             Self::Reload => "reload",
             Self::Renamed => "renamed",
             Self::Removed => "removed",

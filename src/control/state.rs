@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::answering::Answering;
 use super::counters::{self, Baseline};
 use super::damping::Damping;
+use super::denied::Denied;
 use super::drain::{Drain, Forecast};
 use super::error::Full;
 use super::health::{CheckSpec, Hysteresis};
@@ -178,6 +179,8 @@ pub struct Registry {
     vip_indices: Indices,
     backend_indices: Indices,
     sources: SnatPool,
+    /// Prefixes that were denied at run time.
+    denied: Denied,
 }
 
 impl Default for Registry {
@@ -191,7 +194,8 @@ impl Registry {
         let (vip_indices, backend_indices) = (Indices::new(vips), Indices::new(backends));
         let (vips, removed) = (Vec::new(), Vec::new());
         let (places, sources) = (HashMap::new(), SnatPool::default());
-        Self { vips, removed, places, vip_indices, backend_indices, sources }
+        let denied = Denied::default();
+        Self { vips, removed, places, vip_indices, backend_indices, sources, denied }
     }
 
     /// Creates an empty registry; full-NAT VIPs use these SNAT sources.
@@ -207,12 +211,13 @@ impl Registry {
             removed: save(&self.removed),
             vip_indices: self.vip_indices.save(),
             backend_indices: self.backend_indices.save(),
+            denied: self.denied.save(moment),
         }
     }
 
     /// Restores a saved registry; `None` if it contradicts itself.
     pub fn restore(saved: SavedRegistry, sources: SnatPool, moment: &Moment) -> Option<Self> {
-        let SavedRegistry { vips, removed, vip_indices, backend_indices } = saved;
+        let SavedRegistry { vips, removed, vip_indices, backend_indices, denied } = saved;
         let restore = |vips: Vec<SavedVip>| -> Vec<VipEntry> {
             vips.into_iter().map(|vip| VipEntry::restore(vip, moment)).collect()
         };
@@ -227,9 +232,21 @@ impl Registry {
             return None;
         }
         let places = HashMap::new();
-        let mut registry = Self { vips, removed, places, vip_indices, backend_indices, sources };
+        let denied = Denied::restore(denied, moment);
+        let mut registry =
+            Self { vips, removed, places, vip_indices, backend_indices, sources, denied };
         registry.remember_places();
         Some(registry)
+    }
+
+    /// Prefixes that were denied at run time.
+    pub const fn denied(&self) -> &Denied {
+        &self.denied
+    }
+
+    /// Prefixes that were denied at run time, mutable.
+    pub const fn denied_mut(&mut self) -> &mut Denied {
+        &mut self.denied
     }
 
     /// SNAT sources of full-NAT flows.
@@ -348,6 +365,8 @@ impl Registry {
             }
         }
         self.remember_places();
+        let vips: HashSet<VipId> = self.all_vips().map(|vip| vip.id).collect();
+        self.denied.retain(|vip| vips.contains(&vip));
         Ok(())
     }
 
@@ -649,7 +668,7 @@ impl VipEntry {
     }
 
     /// Returns the current and the previous listeners.
-    fn listens(&self) -> impl Iterator<Item = Listen> {
+    pub fn listens(&self) -> impl Iterator<Item = Listen> {
         let now = identity::listens(&self.config).filter(|_| !self.is_removed);
         now.chain(self.old.iter().map(|old| old.what))
     }
@@ -908,7 +927,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::config::{Announce, Health, TcpHealth};
     use crate::forwarding::{Affinity, FlowAction, Ports, SchedulerKind, Timeouts, VipPolicy};
-    use crate::net::Protocol;
+    use crate::net::{AccessLists, Protocol};
     use crate::units::Ticks;
 
     /// Returns a backend `name` at 127.0.1.`host`.
@@ -955,6 +974,7 @@ pub(crate) mod tests {
             },
             on_remove: FlowAction::Rehash,
             announce: Announce::None,
+            access: AccessLists::default(),
             backends: backends.to_vec(),
         }
     }
