@@ -362,6 +362,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         port: Some(8080),
         weight: 1,
         server_ids: Vec::new(),
+        max_connections: None,
     });
     Vip {
         name: name.to_owned(),

@@ -422,5 +422,5 @@ fn the_model_applies_lists_as_the_program_does() {
         assert!(seen.iter().all(|&count| count > 100), "every decision is met often: {seen:?}");
     }
     let dropped = program.access_drops(VipId(0)).unwrap();
-    assert!(dropped.denied > 100, "{dropped:?}");
+    assert!(dropped.denied > 10 && dropped.not_allowed > 0, "{dropped:?}");
 }

@@ -204,6 +204,7 @@ fn backends(vips: &[VipStatus], look: Look) -> Columns {
         ">PACKETS IN",
         "!>PACKETS OUT",
         "?>UNANSWERED",
+        "?>OVER LIMIT",
         "!NEXT HOP",
         "?WHY",
     ];
@@ -220,6 +221,7 @@ fn backends(vips: &[VipStatus], look: Look) -> Columns {
             count(backend.traffic.packets_in),
             count(backend.traffic.packets_out),
             count(backend.syns_unanswered),
+            count(backend.over_limit),
             next_hop(backend.next_hop.as_ref()),
             text(why(backend)),
         ]);
@@ -297,6 +299,7 @@ fn state(backend: &BackendStatus) -> Cell {
         BackendState::Active if backend.share_percent < 100 => {
             text(format!("active ({}% of its new flows)", backend.share_percent))
         }
+        BackendState::Active if backend.full => coloured("active (full)", YELLOW),
         BackendState::Active => text("active"),
         BackendState::Drained if backend.flows_cut > 0 => {
             coloured(format!("drained ({} cut)", grouped(backend.flows_cut)), YELLOW)

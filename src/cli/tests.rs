@@ -146,6 +146,9 @@ fn backend(name: &str, state: BackendState, flows_active: u64) -> BackendStatus 
         deadline_in_s: None,
         flows_cut: 0,
         drain: None,
+        max_connections: None,
+        full: false,
+        over_limit: 0,
         share_percent: 100,
         passive_out_for_s: None,
         next_hop: Some(api::NextHopStatus {

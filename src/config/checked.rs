@@ -288,6 +288,9 @@ pub struct Backend {
     pub weight: u32,
     /// Server ids in QUIC connection ids, at most one of each length.
     pub server_ids: Vec<ServerId>,
+    /// Flows above which it takes no new ones; `None`: no limit. Earlier versions had none.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
 }
 
 /// `[control]`.

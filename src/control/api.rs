@@ -255,6 +255,15 @@ pub struct BackendStatus {
     /// Progress of the drain; `None`: the backend does not drain.
     #[serde(default)]
     pub drain: Option<DrainStatus>,
+    /// Flows above which it takes no new ones; `None`: no limit.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
+    /// Whether it is, or was a moment ago, at this limit.
+    #[serde(default)]
+    pub full: bool,
+    /// New flows that it did not get because of the limit.
+    #[serde(default)]
+    pub over_limit: u64,
     /// Share of its new flows that the backend gets, in per cent: less than 100 during slow start.
     #[serde(default = "whole")]
     pub share_percent: u8,

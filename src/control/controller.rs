@@ -8,6 +8,7 @@ mod access;
 mod announcing;
 mod drains;
 mod health;
+mod limits;
 mod next_hops;
 mod nics;
 mod parts;

@@ -29,6 +29,10 @@ pub enum Kind {
     BackendDown,
     /// A backend that goes up and down is held down.
     BackendHeld,
+    /// A backend has as many flows as its limit allows, and new ones go elsewhere.
+    BackendFull,
+    /// A backend that was at its limit has room again.
+    BackendHasRoom,
     /// All backends of a VIP are down, and packets are forwarded as if they were up.
     FailOpenBegun,
     /// A backend of a VIP is up again.
@@ -85,6 +89,8 @@ impl Kind {
             Self::BackendUp => "backend_up",
             Self::BackendDown => "backend_down",
             Self::BackendHeld => "backend_held",
+            Self::BackendFull => "backend_full",
+            Self::BackendHasRoom => "backend_has_room",
             Self::FailOpenBegun => "fail_open_begun",
             Self::FailOpenEnded => "fail_open_ended",
             Self::SynsUnanswered => "syns_unanswered",
@@ -116,6 +122,7 @@ impl Kind {
             Self::DrainDeadline
                 | Self::BackendDown
                 | Self::BackendHeld
+                | Self::BackendFull
                 | Self::FailOpenBegun
                 | Self::SynsUnanswered
                 | Self::PassiveOut

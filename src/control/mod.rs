@@ -42,6 +42,7 @@ pub mod hook;
 pub mod identity;
 pub mod inbound;
 mod inputs;
+pub mod limit;
 pub mod list_loader;
 pub mod lists;
 pub mod neighbour;

@@ -301,6 +301,12 @@ fn backend_changes(old: &Vip, new: &Vip, reported: &mut Vec<String>) {
             reported
                 .push(format!("backend {name} of VIP {vip}: weight {} -> {weight}", old.weight));
         }
+        if old.max_connections != backend.max_connections {
+            let limit =
+                |max: Option<u32>| max.map_or_else(|| "none".to_owned(), |max| max.to_string());
+            let (a, b) = (limit(old.max_connections), limit(backend.max_connections));
+            reported.push(format!("backend {name} of VIP {vip}: max_connections {a} -> {b}"));
+        }
         if old.server_ids != backend.server_ids {
             let (a, b) = (server_ids(old), server_ids(backend));
             reported.push(format!("backend {name} of VIP {vip}: server_id {a} -> {b}"));

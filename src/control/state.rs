@@ -21,6 +21,7 @@ use super::drain::{Drain, Forecast};
 use super::error::Full;
 use super::health::{CheckSpec, Hysteresis};
 use super::identity::{self, InForce};
+use super::limit::Limit;
 use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::passive::Passive;
@@ -164,6 +165,8 @@ pub struct BackendEntry {
     pub answering: Answering,
     /// Passive check.
     pub passive: Passive,
+    /// Its limit of flows.
+    pub limit: Limit,
     /// Counters of the previous owner of the index.
     pub base: Baseline,
 }
@@ -812,6 +815,7 @@ impl BackendEntry {
             problem: None,
             answering: Answering::default(),
             passive: Passive::default(),
+            limit: Limit::default(),
             base,
         }
     }
@@ -875,6 +879,7 @@ impl BackendEntry {
             next_hop: self.next_hop,
             mtu: self.mtu,
             server_ids: self.config.server_ids.clone(),
+            max_flows: self.config.max_connections,
             removed: false,
         }
     }
@@ -939,6 +944,7 @@ pub(crate) mod tests {
             port: Some(8080),
             weight: 1,
             server_ids: Vec::new(),
+            max_connections: None,
         }
     }
 

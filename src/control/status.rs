@@ -15,7 +15,7 @@ use super::api::{
     NicFaultStatus, NicStatus, PoolStatus, RemovedStatus, SplitStatus, Status, Totals, VipStatus,
     WorkerStatus,
 };
-use super::counters::{backend_traffic, flows_active, since, syns, vip_traffic};
+use super::counters::{backend_traffic, flows_active, over_limit, since, syns, vip_traffic};
 use super::flow_rates::FlowRates;
 use super::nic_faults::NicFault;
 use super::split::{Shown, Splitter};
@@ -183,6 +183,9 @@ pub fn backend_status(
         deadline_in_s: entry.drain.deadline_in_s(now),
         flows_cut: entry.drain.flows_cut(),
         drain: drain_status(vip, entry, traffic.flows_active, now),
+        max_connections: entry.config.max_connections,
+        full: entry.limit.is_full(),
+        over_limit: over_limit(workers, entry.id.index, &entry.base),
         share_percent: if entry.passive.is_out() { 0 } else { entry.slow_start.percent() },
         passive_out_for_s: entry.passive.out_for(now).map(whole_seconds),
         next_hop: entry.next_hop.map(|hop| next_hop_status(hop, entry.mtu, nics)),

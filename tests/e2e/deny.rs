@@ -12,7 +12,7 @@ use crate::lab::{
 fn first_clients(family: Family) -> &'static str {
     match family {
         Family::V4 => "198.18.1.8/29",
-        Family::V6 => "2001:db8:1::8/125",
+        Family::V6 => "2001:db8:1::10/124",
     }
 }
 
@@ -23,7 +23,7 @@ fn vip_of<'s>(status: &'s Status, vip: &Vip) -> &'s VipStatus {
 /// Asserts which of clients 0 and 10 a VIP serves.
 fn assert_served(lab: &Lab, vip: &Vip, first: bool, tenth: bool) {
     for (client, served) in [(0, first), (10, tenth)] {
-        let (count, what) = (4, format!("{}, client {client}", vip.name));
+        let (count, what) = (3, format!("{}, client {client}", vip.name));
         let failed = failures(lab, vip, client, count);
         assert_eq!(failed, if served { 0 } else { count }, "{what}");
     }
@@ -43,6 +43,7 @@ fn failures(lab: &Lab, vip: &Vip, client: usize, count: usize) -> usize {
         "*",
         "--globoff",
         "--parallel",
+        "--parallel-immediate",
         "--connect-timeout",
         "1.2",
         "--interface",
@@ -84,7 +85,7 @@ fn lists_of_the_configuration_decide_who_is_served() {
     let status = holdfast.status();
     for vip in &vips {
         let found = vip_of(&status, vip);
-        assert!(found.denied >= 4 && found.not_allowed == 0, "{found:#?}");
+        assert!(found.denied >= 3 && found.not_allowed == 0, "{found:#?}");
     }
     let denied: u64 = status.vips.iter().map(|vip| vip.denied).sum();
     assert_eq!(status.nics.iter().map(|nic| nic.denied).sum::<u64>(), denied);
@@ -95,7 +96,7 @@ fn lists_of_the_configuration_decide_who_is_served() {
     // A deny list of one VIP, and an allow list of another.
     let mut lists = vips.clone();
     lists[0].keys = "deny = [\"198.18.1.20\"]";
-    lists[1].keys = "allow = [\"2001:db8:1::8/125\"]";
+    lists[1].keys = "allow = [\"2001:db8:1::10/124\"]";
     holdfast.write_config(&Config::new(&lab, 2, lists));
     holdfast.ok(&["reload"]);
     for (vip, first, tenth) in
@@ -104,7 +105,7 @@ fn lists_of_the_configuration_decide_who_is_served() {
         assert_served(&lab, vip, first, tenth);
     }
     let status = holdfast.status();
-    assert!(vip_of(&status, &vips[1]).not_allowed >= 4, "{:#?}", vip_of(&status, &vips[1]));
+    assert!(vip_of(&status, &vips[1]).not_allowed >= 3, "{:#?}", vip_of(&status, &vips[1]));
     let client = format!("[{}]:4000", Family::V6.client(10));
     let why = holdfast.ok(&["explain", "--vip", "dsr6", "--client", &client]);
     assert!(why.contains("the allow list of VIP dsr6 has no prefix with"), "{why}");
@@ -141,7 +142,11 @@ fn every_kind_of_packet_of_a_denied_source_is_dropped() {
             ("deny = [\"203.0.113.0/24\"]", "none"),
         ] {
             let keys = keys.replace("PREFIX", clients);
-            for text in [plain.replace("# lists", &keys), format!("{plain}\n[access]\n{keys}\n")] {
+            let of_all = format!("{plain}\n[access]\n{keys}\n");
+            let scopes = [plain.replace("# lists", &keys), of_all];
+            // One is enough to see that other sources pass.
+            let scopes = scopes.into_iter().take(if dropped == "none" { 1 } else { 2 });
+            for text in scopes {
                 holdfast.write_text(&text);
                 holdfast.ok(&["reload"]);
                 let before = holdfast.status();
@@ -212,7 +217,7 @@ fn sources_are_denied_and_admitted_at_run_time() {
     let error = holdfast.refused(&["deny", "add", "203.0.113.1/24"]);
     assert!(error.contains("write \"203.0.113.0/24\""), "{error}");
     let error = holdfast.refused(&["deny", "add", "203.0.113.0/24", "--vip", "mail"]);
-    assert!(error.contains("no VIP is named \"mail\"; there are: nat4, dsr6"), "{error}");
+    assert!(error.contains("no VIP is named \"mail\"; there are: dsr6, nat4"), "{error}");
     holdfast.ok(&["deny", "remove", v4]);
     requests(&lab, &nat, 0, 20).assert_none_failed("after the removal");
     holdfast.stop();

@@ -142,6 +142,7 @@ impl Access {
                 format!("{prefix} is no longer denied{}: its time is over", scope(name.as_deref()));
             world.journal.record(event, text);
         }
+        world.save();
         self.follow(world);
         steering.follow_or_retry(world);
     }

@@ -6,6 +6,7 @@ use super::access::Access;
 use super::announcing::Announcing;
 use super::drains::{Drains, advance_slow_starts};
 use super::health::{Health, compare_answers, release_holds};
+use super::limits;
 use super::next_hops::{NextHops, log_unresolved};
 use super::nics::Nics;
 use super::passive;
@@ -111,6 +112,7 @@ impl Parts {
         self.flow_rates.advance(&world.registry, &world.workers, Instant::now());
         compare_answers(world);
         passive::watch(world, Instant::now());
+        limits::watch(world);
         steering.retry(world);
         self.access.index(world, steering);
         self.access.retry(world);
