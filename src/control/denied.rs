@@ -43,12 +43,13 @@ impl Denied {
 
     /// Removes and returns the prefixes that have met their end.
     pub fn expire(&mut self, now: Instant) -> Vec<(Option<VipId>, Network)> {
-        let ended = |(_, end): (_, &mut Option<Instant>)| end.is_some_and(|end| end <= now);
-        // The usual case, ten times a second.
-        if !self.0.values_mut().any(|end| ended(((), end))) {
-            return Vec::new();
+        let has_ended = |end: Option<Instant>| end.is_some_and(|end| end <= now);
+        let ended = self.0.iter().filter(|(_, end)| has_ended(**end)).map(|(key, _)| *key);
+        let ended: Vec<_> = ended.collect();
+        for key in &ended {
+            self.0.remove(key);
         }
-        self.0.extract_if(.., |_, end| ended(((), end))).map(|(key, _)| key).collect()
+        ended
     }
 
     /// Keeps the prefixes of these VIPs only, and those of all VIPs.

@@ -1507,6 +1507,6 @@ pub(crate) mod tests {
     #[test]
     fn an_entry_takes_bounded_memory() {
         let (vip, backend) = (size_of::<VipEntry>(), size_of::<BackendEntry>());
-        assert!(vip <= 576 && backend <= 704, "{vip} bytes per VIP, {backend} per backend");
+        assert!(vip <= 608 && backend <= 720, "{vip} bytes per VIP, {backend} per backend");
     }
 }

@@ -581,7 +581,7 @@ mod tests {
         let mut bed = Bed::new(2, &[spec.clone()]);
         let used = |bed: &mut Bed, flags: &str, miss| {
             let mut used = [0; 2];
-            for port in 1..100 {
+            for port in 1..40 {
                 let packet = bed.request(port, flags);
                 let (backend, _) = chosen(bed, &packet, miss).unwrap();
                 used[usize::from(backend.0)] += 1;
@@ -590,9 +590,9 @@ mod tests {
         };
         bed.stats[0].backends[0].flows_active.add(2);
         let [first, second] = used(&mut bed, "S", Miss::Open);
-        assert!(first > 30 && second > 30, "{first}, {second}");
+        assert!(first > 10 && second > 10, "{first}, {second}");
         bed.stats[0].backends[0].flows_active.add(1);
-        assert_eq!(used(&mut bed, "S", Miss::Open), [0, 99]);
+        assert_eq!(used(&mut bed, "S", Miss::Open), [0, 39]);
         assert_eq!(bed.stats[0].over_limit[0].get(), first, "those that it would have got");
         assert_eq!(used(&mut bed, "A", Miss::NonSyn)[0], first, "it may have had them");
         spec.backends[1].max_flows = Some(2);
