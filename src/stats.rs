@@ -186,6 +186,8 @@ named! {
     NoVip = "no_vip",
     /// No backend of the VIP is in service.
     NoBackend = "no_backend",
+    /// Every backend of the VIP that is in service has `max_connections` flows.
+    BackendsFull = "backends_full",
     /// The packet begins a flow with a VIP or a port that a reload has removed.
     VipRemoved = "vip_removed",
     /// The worker's flow table is full; established flows are not touched.
@@ -313,6 +315,9 @@ pub struct WorkerStats {
     /// [`BackendIndex`](crate::net::BackendIndex); counted when their pin is removed. Not in [`FlowStats`], which is one cache line of per-packet
     /// counters.
     pub unanswered: Box<[Counter]>,
+    /// New flows that a backend would have got, and did not, as it was at its limit, per backend, by
+    /// [`BackendIndex`](crate::net::BackendIndex).
+    pub over_limit: Box<[Counter]>,
     /// New flows with a first sign of an answer, per backend, by
     /// [`BackendIndex`](crate::net::BackendIndex), and flows that had lost their pin.
     pub answered: Box<[Counter]>,
@@ -509,6 +514,7 @@ impl WorkerStats {
             lifetimes: zeroed(vips),
             backends: zeroed(backends),
             unanswered: zeroed(backends),
+            over_limit: zeroed(backends),
             answered: zeroed(backends),
             nics: zeroed(nics),
         }
@@ -571,6 +577,7 @@ impl WorkerStats {
             lifetimes: _,
             backends: _,
             unanswered: _,
+            over_limit: _,
             answered: _,
             nics: _,
         } = self;

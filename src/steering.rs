@@ -2,11 +2,12 @@
 //! do not depend on each other.
 
 use crate::control::{
-    AttachedView, NicNow, ProgramNow, SocketStatistics, SteerCounters, SteeringProgram,
+    AccessDrops, AccessMaps, AttachedView, NicNow, ProgramNow, SocketStatistics, SteerCounters,
+    SteeringProgram,
 };
-use crate::net::{NicIndex, SteerRules};
+use crate::net::{ListEntry, ListKey, NicIndex, SteerRules, VipId};
 use crate::xdp::nic::{self, LinkNow, Nic};
-use crate::xdp::program::{Attached, ProgramError, Steering};
+use crate::xdp::program::{AccessMap, Attached, ProgramError, Steering};
 use crate::xdp::socket::Monitor;
 
 /// Error of a request for a NIC that is not configured.
@@ -46,6 +47,21 @@ impl Steerings {
     }
 }
 
+/// The lists in the programs of all NICs.
+struct Lists(Vec<AccessMap>);
+
+impl AccessMaps for Lists {
+    fn insert(&mut self, key: &ListKey, entry: ListEntry) -> Result<(), String> {
+        let inserted = self.0.iter_mut().try_for_each(|map| map.insert(key, entry));
+        inserted.map_err(|error| error.to_string())
+    }
+
+    fn remove(&mut self, key: &ListKey) -> Result<(), String> {
+        let removed = self.0.iter_mut().try_for_each(|map| map.remove(key));
+        removed.map_err(|error| error.to_string())
+    }
+}
+
 impl SteeringProgram for Steerings {
     fn sync(&mut self, rules: &SteerRules) -> Result<(), String> {
         self.0
@@ -75,7 +91,25 @@ impl SteeringProgram for Steerings {
             passed: counters.passed,
             no_socket: counters.no_socket,
             guarded: counters.guarded,
+            dropped: AccessDrops {
+                denied: counters.dropped.denied,
+                not_allowed: counters.dropped.not_allowed,
+            },
         })
+    }
+
+    fn access_drops(&mut self, vip: VipId) -> AccessDrops {
+        let drops = self.0.iter().filter_map(|nic| nic.steering.access_drops(vip).ok());
+        drops.fold(AccessDrops::default(), |sum, drops| AccessDrops {
+            denied: sum.denied + drops.denied,
+            not_allowed: sum.not_allowed + drops.not_allowed,
+        })
+    }
+
+    fn take_lists(&mut self) -> Result<Box<dyn AccessMaps>, String> {
+        let maps = self.0.iter_mut().map(|nic| nic.steering.take_lists());
+        let maps: Result<Vec<AccessMap>, ProgramError> = maps.collect();
+        Ok(Box::new(Lists(maps.map_err(|error| error.to_string())?)))
     }
 
     fn socket_statistics(&mut self, nic: NicIndex) -> SocketStatistics {

@@ -21,15 +21,18 @@ use holdfast::config::{
 };
 use holdfast::control::state::Registry;
 use holdfast::control::{
-    self, AttachedView, Inputs, NicNow, NicView, Signals, SocketStatistics, SteerCounters,
-    SteeringProgram,
+    self, AccessDrops, AccessMaps, AttachedView, Inputs, NicNow, NicView, Signals,
+    SocketStatistics, SteerCounters, SteeringProgram,
 };
 use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::{
     FlowAction, ForwardingTable, Local, Ports, SchedulerKind, Timeouts, VipPolicy,
 };
-use holdfast::net::{BackendIndex, Forward, NextHop, NicIndex, Protocol, SteerRules, TableSecret};
+use holdfast::net::{
+    AccessLists, BackendIndex, Forward, ListEntry, ListKey, NextHop, NicIndex, Protocol,
+    SteerRules, TableSecret, VipId,
+};
 use holdfast::units::Ticks;
 use holdfast::xdp::packet::PacketSocket;
 
@@ -225,6 +228,19 @@ fn signal(name: &str) {
 /// A steering without an XDP program.
 struct NoProgram;
 
+/// Lists of no program.
+struct NoLists;
+
+impl AccessMaps for NoLists {
+    fn insert(&mut self, _key: &ListKey, _entry: ListEntry) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn remove(&mut self, _key: &ListKey) -> Result<(), String> {
+        Ok(())
+    }
+}
+
 impl SteeringProgram for NoProgram {
     fn sync(&mut self, _rules: &SteerRules) -> Result<(), String> {
         Ok(())
@@ -236,6 +252,14 @@ impl SteeringProgram for NoProgram {
 
     fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
         SteerCounters::default()
+    }
+
+    fn access_drops(&mut self, _vip: VipId) -> AccessDrops {
+        AccessDrops::default()
+    }
+
+    fn take_lists(&mut self) -> Result<Box<dyn AccessMaps>, String> {
+        Ok(Box::new(NoLists))
     }
 
     fn socket_statistics(&mut self, _nic: NicIndex) -> SocketStatistics {
@@ -301,6 +325,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
 
 fn config(vips: Vec<Vip>) -> Config {
     Config {
+        access: AccessLists::default(),
         workers: Workers {
             cores: vec![0],
             idle: Idle::Sleep,
@@ -337,6 +362,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         port: Some(8080),
         weight: 1,
         server_ids: Vec::new(),
+        max_connections: None,
     });
     Vip {
         name: name.to_owned(),
@@ -364,6 +390,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         drain: Drain { deadline: None, then: FlowAction::Rehash, slow_start: Duration::ZERO },
         on_remove: FlowAction::Rehash,
         announce,
+        access: AccessLists::default(),
         backends: backends.collect(),
     }
 }

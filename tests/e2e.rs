@@ -15,6 +15,7 @@ mod lab;
 mod e2e {
     mod affinity;
     pub mod answers;
+    mod deny;
     mod drain;
     mod errors;
     mod failures;

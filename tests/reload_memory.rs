@@ -14,14 +14,14 @@ use std::time::Duration;
 use holdfast::config::{self, Config};
 use holdfast::control::state::Registry;
 use holdfast::control::{
-    self, AttachedView, Inputs, NicNow, NicView, Signal, SocketStatistics, SteerCounters,
-    SteeringProgram, WorkerView,
+    self, AccessDrops, AccessMaps, AttachedView, Inputs, NicNow, NicView, Signal, SocketStatistics,
+    SteerCounters, SteeringProgram, WorkerView,
 };
 use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::{ForwardingTable, Local};
-use holdfast::net::{NicIndex, SteerRules, TableSecret};
+use holdfast::net::{ListEntry, ListKey, NicIndex, SteerRules, TableSecret, VipId};
 use holdfast::stats::WorkerStats;
 use holdfast::units::Ticks;
 
@@ -61,6 +61,19 @@ const BYTES_PER_REMOVAL: usize = 32;
 
 struct NoSteering;
 
+/// Lists of no program.
+struct NoLists;
+
+impl AccessMaps for NoLists {
+    fn insert(&mut self, _key: &ListKey, _entry: ListEntry) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn remove(&mut self, _key: &ListKey) -> Result<(), String> {
+        Ok(())
+    }
+}
+
 impl SteeringProgram for NoSteering {
     fn sync(&mut self, _rules: &SteerRules) -> Result<(), String> {
         Ok(())
@@ -72,6 +85,14 @@ impl SteeringProgram for NoSteering {
 
     fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
         SteerCounters::default()
+    }
+
+    fn access_drops(&mut self, _vip: VipId) -> AccessDrops {
+        AccessDrops::default()
+    }
+
+    fn take_lists(&mut self) -> Result<Box<dyn AccessMaps>, String> {
+        Ok(Box::new(NoLists))
     }
 
     fn socket_statistics(&mut self, _nic: NicIndex) -> SocketStatistics {

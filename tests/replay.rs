@@ -92,6 +92,21 @@ fn dns() -> Vec<u8> {
     packet
 }
 
+#[test]
+fn packets_of_denied_sources_are_dropped_before_the_worker() {
+    let denied = |prefix: &str| {
+        let mut config = config();
+        config.access.deny = [prefix.parse().unwrap()].into_iter().collect();
+        let mut replay = Replay::new(&config, Some(&neighbours())).unwrap();
+        replay.packet(&captured(ETH1, 0, &dns()))
+    };
+    let decision = denied("2001:db8:1::/64");
+    assert_eq!((decision.verdict, decision.reason), (Verdict::Drop, Some("denied")));
+    assert_eq!(decision.counters, [("nics.eth1.denied".to_owned(), 1)]);
+    assert_eq!(decision.steps.len(), 1, "{:?}", decision.steps);
+    assert_eq!(denied("2001:db8:3::/64").verdict, Verdict::Transmit);
+}
+
 /// A datagram in two fragments, of 1200 bytes and the rest.
 fn fragments_of_dns() -> [Vec<u8>; 2] {
     let mut whole = dns();

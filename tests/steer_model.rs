@@ -8,10 +8,13 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::process::Command;
 use std::time::Duration;
 
-use holdfast::net::{Address, Listen, ListenKey, Network, PortRange, Protocol, SteerRules};
+use holdfast::net::{
+    AccessCheck, AccessLists, Address, Family, ListEntry, ListId, ListKey, ListKind, Listen,
+    ListenKey, ListsPresent, Network, PortRange, Protocol, SteerRules, VipId,
+};
 use holdfast::xdp::nic::Nic;
 use holdfast::xdp::program::{AttachMode, Steering};
-use holdfast::xdp::steer::{SteerModel, Steered};
+use holdfast::xdp::steer::{ModelLists, SteerModel, Steered};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PACKETS: usize = 50_000;
@@ -96,6 +99,67 @@ fn rules() -> SteerRules {
         tunnels: vec![network("10.0.0.64/28"), network("2001:db8:7::/96")],
         gue_port: 6080,
         locals: locals.map(|text| text.parse::<IpAddr>().unwrap().into()).to_vec(),
+        ..SteerRules::default()
+    }
+}
+
+fn lists(deny: &[&str], allow: &[&str]) -> AccessLists {
+    let list = |texts: &[&str]| texts.iter().map(|text| network(text)).collect();
+    AccessLists { deny: list(deny), allow: list(allow) }
+}
+
+/// Lists of all VIPs, and of some. The numbers are those of [`checks`].
+fn all_lists() -> ModelLists {
+    let own = [
+        (0, lists(&["10.0.0.8/29"], &[])),
+        (2, lists(&[], &["198.51.100.0/24"])),
+        (4, lists(&["2001:db8:2::/64"], &[])),
+        (8, lists(&["10.0.0.11"], &["10.0.0.12"])),
+        (9, lists(&["198.51.100.7"], &[])),
+        (10, lists(&["10.0.0.11"], &["2001:db8:2::/48", "::/0"])),
+    ];
+    ModelLists {
+        global: lists(
+            &["10.0.0.12", "2001:db8:1::/48"],
+            &["10.0.0.0/8", "198.51.100.7", "2001:db8::/32"],
+        ),
+        own: own.into_iter().map(|(vip, lists)| (VipId(vip), lists)).collect(),
+    }
+}
+
+/// Every listener of `rules` with a number, the last two with one number: a VIP has one list for all
+/// its prefixes.
+fn checks(rules: &SteerRules, lists: &ModelLists) -> Vec<AccessCheck> {
+    let single = |key: &ListenKey| Listen {
+        network: Network::single(key.address),
+        protocol: key.protocol,
+        ports: if key.port == 0 { PortRange::ALL } else { PortRange::single(key.port) },
+    };
+    let listens = rules.vips.iter().map(single).chain(rules.networks.iter().copied());
+    let number = |(index, listen)| {
+        let vip = VipId(if index == 11 { 10 } else { index });
+        let own = lists.own.get(&vip).map(AccessLists::present).unwrap_or_default();
+        AccessCheck { listen, vip, own }
+    };
+    (0..).zip(listens).map(number).collect()
+}
+
+/// Fills the lists of the program.
+fn fill(program: &mut Steering, lists: &ModelLists) {
+    let mut map = program.take_lists().unwrap();
+    let own = lists.own.iter().map(|(vip, lists)| (Some(*vip), lists));
+    for (vip, lists) in own.chain([(None, &lists.global)]) {
+        for (kind, list) in [(ListKind::Deny, &lists.deny), (ListKind::Allow, &lists.allow)] {
+            let id = ListId { vip, kind };
+            if kind == ListKind::Allow && !list.is_empty() {
+                for family in [Family::V4, Family::V6] {
+                    map.insert(&ListKey::all(id, family), ListEntry::Others).unwrap();
+                }
+            }
+            for prefix in list.iter() {
+                map.insert(&ListKey::of(id, prefix), ListEntry::Listed).unwrap();
+            }
+        }
     }
 }
 
@@ -242,6 +306,8 @@ fn decision(program: &mut Steering, packet: &[u8]) -> Steered {
         (after.steered - before.steered, Steered::ToVip),
         (after.returned - before.returned, Steered::Return),
         (after.passed - before.passed, Steered::Kernel),
+        (after.dropped.denied - before.dropped.denied, Steered::Denied),
+        (after.dropped.not_allowed - before.dropped.not_allowed, Steered::NotAllowed),
     ];
     let decided: Vec<_> = moved.iter().filter(|(count, _)| *count == 1).collect();
     assert_eq!(decided.len(), 1, "one decision: {moved:?}");
@@ -326,4 +392,35 @@ fn the_model_decides_as_the_program_does() {
         *seen.get_mut(theirs as usize).unwrap() += 1;
     }
     assert!(seen.iter().all(|&count| count > 1000), "every decision is met often: {seen:?}");
+}
+
+#[test]
+fn the_model_applies_lists_as_the_program_does() {
+    let lists = all_lists();
+    let mut rules = rules();
+    rules.checks = checks(&rules, &lists);
+    rules.global_lists = lists.global.present();
+    let mut program = program();
+    program.sync(&rules).unwrap();
+    fill(&mut program, &lists);
+    let model = SteerModel::new(&rules).with_lists(lists.clone());
+    // Without the lists of all VIPs, those of single ones decide more often.
+    let mut own = rules.clone();
+    own.global_lists = ListsPresent::default();
+    let own_model = SteerModel::new(&own)
+        .with_lists(ModelLists { global: AccessLists::default(), own: lists.own });
+    let mut random = Random(4);
+    for (rules, model) in [(rules, model), (own, own_model)] {
+        program.sync(&rules).unwrap();
+        let mut seen = [0_u32; 5];
+        for index in 0..PACKETS {
+            let packet = packet(&mut random);
+            let (theirs, ours) = (decision(&mut program, &packet), model.decide(MAC, &packet));
+            assert_eq!(ours, theirs, "packet {index}: {packet:02x?}");
+            *seen.get_mut(theirs as usize).unwrap() += 1;
+        }
+        assert!(seen.iter().all(|&count| count > 100), "every decision is met often: {seen:?}");
+    }
+    let dropped = program.access_drops(VipId(0)).unwrap();
+    assert!(dropped.denied > 10 && dropped.not_allowed > 0, "{dropped:?}");
 }

@@ -19,7 +19,8 @@ use holdfast::net::{Address, Listen, ListenKey, PortRange, Protocol};
 use holdfast::xdp::nic::Nic;
 use holdfast::xdp::packet::PacketSocket;
 use holdfast::xdp::program::{
-    AttachMode, Attached, PROGRAM_NAME, ProgramError, SteerCounters, SteerRules, Steering,
+    AccessDrops, AttachMode, Attached, PROGRAM_NAME, ProgramError, SteerCounters, SteerRules,
+    Steering,
 };
 use holdfast::xdp::queue::{XskQueue, wait};
 use holdfast::xdp::socket::{BindMode, Io, SocketError};
@@ -861,6 +862,7 @@ fn judge(rows: &[(&str, &str, Vec<u8>)], rules: &SteerRules) {
             passed: before.passed + one(*expected == PASSED),
             no_socket: before.no_socket + one(*expected != PASSED),
             guarded: 0,
+            dropped: AccessDrops::default(),
         };
         // Counters are read CPU by CPU, and written CPU by CPU.
         until(name, || {

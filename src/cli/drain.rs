@@ -45,7 +45,7 @@ pub struct DrainArgs {
 }
 
 /// Parses a time such as `90`, `90s`, `30m`, `2h`, `1d` or `1h30m`; returns seconds.
-fn seconds(text: &str) -> Result<u64, String> {
+pub(super) fn seconds(text: &str) -> Result<u64, String> {
     let malformed = || "write 90, 90s, 30m, 2h or 1h30m".to_owned();
     // A number without a unit counts seconds.
     let bare = text.ends_with(|last: char| last.is_ascii_digit());
@@ -66,7 +66,7 @@ fn seconds(text: &str) -> Result<u64, String> {
     }
     match sum {
         _ if text.is_empty() => Err(malformed()),
-        0 => Err("use at least 1s; without --deadline, flows end by themselves".to_owned()),
+        0 => Err("use at least 1s, or leave the option out".to_owned()),
         sum if sum > Ticks::MAX_SPAN.as_secs() => Err("at most 30d".to_owned()),
         sum => Ok(sum),
     }

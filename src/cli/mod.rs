@@ -7,6 +7,7 @@ mod args;
 pub mod check;
 pub mod client;
 pub mod clients;
+pub mod deny;
 pub mod drain;
 mod error;
 pub mod events;
@@ -57,6 +58,8 @@ enum Command {
     Drain(drain::DrainArgs),
     /// Resume new flows to drained or draining backends
     Undrain(undrain::UndrainArgs),
+    /// Deny sources access to VIPs while holdfast runs
+    Deny(deny::DenyArgs),
     /// Read the configuration file again, all or nothing, and print the changes
     Reload(reload::ReloadArgs),
     /// Show recent events: drains, backends up and down, reloads
@@ -111,6 +114,7 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Status(args) => whole(&mut out, |out| status::status(&args, colours, out))?,
         Command::Drain(args) => drain::drain(&args, terminal, &mut out)?,
         Command::Undrain(args) => undrain::undrain(&args, &mut out)?,
+        Command::Deny(args) => deny::deny(&args, &mut out)?,
         Command::Reload(args) => reload::reload(&args, &mut out)?,
         Command::Events(args) => events::events(&args, &mut out)?,
         Command::Flows(args) => whole(&mut out, |out| flows::flows(&args, out))?,

@@ -113,6 +113,8 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
         ">PACKETS IN",
         "?>PACKETS OUT",
         "?>DROPPED",
+        "?>DENIED",
+        "?>NOT ALLOWED",
     ];
     let mut columns = Columns::new(&headers, look);
     for vip in vips {
@@ -131,6 +133,8 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
             count(vip.traffic.packets_in),
             count(vip.traffic.packets_out),
             count(vip.traffic.dropped),
+            count(vip.denied),
+            count(vip.not_allowed),
         ]);
     }
     columns
@@ -200,6 +204,7 @@ fn backends(vips: &[VipStatus], look: Look) -> Columns {
         ">PACKETS IN",
         "!>PACKETS OUT",
         "?>UNANSWERED",
+        "?>OVER LIMIT",
         "!NEXT HOP",
         "?WHY",
     ];
@@ -216,6 +221,7 @@ fn backends(vips: &[VipStatus], look: Look) -> Columns {
             count(backend.traffic.packets_in),
             count(backend.traffic.packets_out),
             count(backend.syns_unanswered),
+            count(backend.over_limit),
             next_hop(backend.next_hop.as_ref()),
             text(why(backend)),
         ]);
@@ -293,6 +299,7 @@ fn state(backend: &BackendStatus) -> Cell {
         BackendState::Active if backend.share_percent < 100 => {
             text(format!("active ({}% of its new flows)", backend.share_percent))
         }
+        BackendState::Active if backend.full => coloured("active (full)", YELLOW),
         BackendState::Active => text("active"),
         BackendState::Drained if backend.flows_cut > 0 => {
             coloured(format!("drained ({} cut)", grouped(backend.flows_cut)), YELLOW)
@@ -421,6 +428,8 @@ fn nic_counters(nics: &[NicStatus], look: Look) -> Columns {
         ">TO KERNEL",
         "?>NO SOCKET",
         "?>GUARDED",
+        "?>DENIED",
+        "?>NOT ALLOWED",
         "?>RX DROPPED",
         "?>RX RING FULL",
         "?>FILL EMPTY",
@@ -437,6 +446,8 @@ fn nic_counters(nics: &[NicStatus], look: Look) -> Columns {
             count(nic.passed),
             count(nic.no_socket),
             count(nic.guarded),
+            count(nic.denied),
+            count(nic.not_allowed),
             count(nic.kernel_rx_dropped),
             count(nic.kernel_rx_ring_full),
             count(nic.kernel_rx_fill_empty),

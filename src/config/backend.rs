@@ -13,6 +13,9 @@ const WEIGHT: u32 = 1;
 /// Resolution for shares of a tenth of a percent.
 pub const MAX_WEIGHT: u32 = 1000;
 
+/// Highest limit: more than all flow tables hold.
+const MAX_LIMIT: u32 = 1_000_000_000;
+
 /// The section as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -22,6 +25,7 @@ pub(super) struct RawBackend {
     port: Option<i64>,
     weight: Option<i64>,
     server_id: Option<RawServerIds>,
+    max_connections: Option<i64>,
 }
 
 impl RawBackend {
@@ -48,12 +52,17 @@ impl RawBackend {
             );
         }
         let server_ids = self.server_id.map(|ids| ids.check(&key_path.key("server_id"), report));
+        let limit_at = key_path.key("max_connections");
+        let max_connections = self
+            .max_connections
+            .map(|max| report.integer(&limit_at, Some(max), MAX_LIMIT, 1..=MAX_LIMIT));
         Some(Backend {
             name: name.unwrap_or_default(),
             address: address?,
             port,
             weight,
             server_ids: server_ids.unwrap_or_default(),
+            max_connections,
         })
     }
 }

@@ -13,7 +13,7 @@ use crate::flow::snat::SnatPool;
 use crate::flow::table::Families;
 use crate::forwarding::local::IcmpRate;
 use crate::forwarding::{FlowAction, Local, Ports, Secret, ServerId, Tunnels, VipPolicy};
-use crate::net::{Family, Forward, Network, NicIndex, Protocol};
+use crate::net::{AccessLists, Family, Forward, Network, NicIndex, Protocol};
 use crate::units::Ticks;
 
 /// Thresholds above which the flows of one source are spread over several backends.
@@ -34,6 +34,8 @@ pub struct Config {
     pub nics: Vec<Nic>,
     /// `[[vip]]`, in the file's order.
     pub vips: Vec<Vip>,
+    /// `[access]`: lists of all VIPs.
+    pub access: AccessLists,
     /// `[fragments]`.
     pub fragments: Fragments,
     /// `[full_nat]`.
@@ -211,6 +213,9 @@ pub struct Vip {
     pub on_remove: FlowAction,
     /// Interface that the address is assigned to, so that the kernel answers ARP and ND for it.
     pub announce: Announce,
+    /// Lists of sources. They are not saved with the VIP: each start reads them again.
+    #[serde(skip)]
+    pub access: AccessLists,
     /// Backends, in the file's order.
     pub backends: Vec<Backend>,
 }
@@ -283,6 +288,9 @@ pub struct Backend {
     pub weight: u32,
     /// Server ids in QUIC connection ids, at most one of each length.
     pub server_ids: Vec<ServerId>,
+    /// Flows above which it takes no new ones; `None`: no limit. Earlier versions had none.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
 }
 
 /// `[control]`.

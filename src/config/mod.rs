@@ -5,6 +5,7 @@
 //! it can find, each with line and column; [`machine`] finds settings that do not fit the machine.
 //! `config/holdfast.toml` is the reference for users, tested against this code.
 
+mod access;
 mod affinity;
 mod backend;
 pub mod capacity;
@@ -58,6 +59,7 @@ use crate::format::reason;
 use key_path::{KeyPath, Located, Value};
 use report::Report;
 
+pub use access::{prefix, share_lists};
 pub use backend::MAX_WEIGHT;
 pub use checked::{
     Announce, Backend, Config, Control, CopyMode, Damping, Drain, Fragments, FullNat, Hash, Health,
@@ -171,10 +173,11 @@ fn check(report: &mut Report<'_>) -> Config {
     let control: control::RawControl = table(&mut document, "control", report);
     let state: state::RawState = table(&mut document, "state", report);
     let tunnel: tunnel::RawTunnel = table(&mut document, "tunnel", report);
+    let access: access::RawAccess = table(&mut document, "access", report);
     for key in document.keys() {
         let what = "unknown section or key";
-        let fix = "the sections are: [workers], [[nic]], [[vip]], [full_nat], [tunnel], [fragments], [icmp], \
-             [control], [state], [hash]";
+        let fix = "the sections are: [workers], [[nic]], [[vip]], [access], [full_nat], [tunnel], [fragments], \
+             [icmp], [control], [state], [hash]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
@@ -183,6 +186,7 @@ fn check(report: &mut Report<'_>) -> Config {
         vips: vips.iter().map(|(vip, _)| vip.value.clone()).collect(),
         fragments: fragments.check(&root.key("fragments"), report),
         full_nat,
+        access: access.check(&root.key("access"), report),
         icmp: icmp.check(&root.key("icmp"), report),
         control: control.check(&root.key("control"), report),
         state: state.check(&root.key("state"), report),

@@ -63,7 +63,10 @@ fn is_default(line: &str) -> bool {
 }
 
 fn parsed(text: &str) -> Config {
-    parse(text, "holdfast.toml").map_err(|errors| errors.to_string()).unwrap()
+    // The example files of lists lie beside the reference.
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/config/");
+    let text = text.replace("/etc/holdfast/", examples);
+    parse(&text, "holdfast.toml").map_err(|errors| errors.to_string()).unwrap()
 }
 
 #[test]
@@ -111,6 +114,7 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["state"], keys_of::<super::state::RawState>()),
         (&["fragments"], keys_of::<super::fragments::RawFragments>()),
         (&["tunnel"], keys_of::<super::tunnel::RawTunnel>()),
+        (&["access"], keys_of::<super::access::RawAccess>()),
         (&["icmp"], keys_of::<super::icmp::RawIcmp>()),
         (&["hash"], keys_of::<super::hash::RawHash>()),
     ] {

@@ -71,6 +71,11 @@ impl<'a> Report<'a> {
         ConfigErrors(self.errors.into_iter().map(|(_, error)| error).collect())
     }
 
+    /// Whether there are mistakes so far.
+    pub(super) const fn has_errors(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
     /// Records a mistake at `key_path`.
     pub(super) fn error(&mut self, key_path: &KeyPath, what: impl Into<String>, fix: &str) {
         self.push(key_path.span(&self.document).start, key_path.to_string(), what.into(), fix);

@@ -7,7 +7,7 @@ use super::checked::{Backend, Config, Vip};
 use super::key_path::{KeyPath, Located};
 use super::report::Report;
 use super::sections::Sections;
-use super::{FullNat, pin, steered, tunnel};
+use super::{FullNat, access, pin, steered, tunnel};
 use crate::format::counted;
 use crate::forwarding::{
     MAX_BACKENDS, MAX_PREFIX_LENGTHS, MAX_RETURN_PATHS, MAX_VIPS, Ports, SchedulerKind,
@@ -37,6 +37,7 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
         for backend in backends {
             backend_address(vip, backend, &owners, report);
             backend_port(vip, backend, report);
+            backend_limit(sections.config, vip, backend, report);
         }
     }
     return_paths(sections, report);
@@ -44,6 +45,26 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
     full_nat(sections, &owners, report);
     tunnel::rules(sections, report);
     steered::rules(sections, report);
+    access::rules(sections, report);
+}
+
+/// Checks that each worker has a part of a backend's limit, and that flows are counted.
+fn backend_limit(
+    config: &Config,
+    vip: &Located<Vip>,
+    backend: &Located<Backend>,
+    report: &mut Report<'_>,
+) {
+    let Some(max) = backend.value.max_connections else { return };
+    let key_path = backend.key_path.key("max_connections");
+    let workers = config.workers.cores.len();
+    if !vip.value.policy.pin {
+        let what = "with pin = false no flows are counted";
+        report.error(&key_path, what, "remove the key, or pin = false of the VIP");
+    } else if usize::try_from(max).is_ok_and(|max| max < workers) {
+        let what = format!("{max} for {}, which share it", counted(workers, "worker"));
+        report.error(&key_path, what, &format!("use {workers} or more"));
+    }
 }
 
 fn limits(config: &Config, report: &mut Report<'_>) {

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use toml::de::DeValue;
 
+use super::access::RawAccess;
 use super::affinity::RawAffinity;
 use super::backend::RawBackend;
 use super::checked::{Announce, Backend, Health, TcpHealth, Vip};
@@ -56,6 +57,10 @@ pub(super) struct RawVip {
     on_no_backend: Option<String>,
     proxy: Option<String>,
     announce: Option<String>,
+    deny: Option<Vec<String>>,
+    deny_file: Option<String>,
+    allow: Option<Vec<String>>,
+    allow_file: Option<String>,
     /// Removed and read separately; present so that messages list it with the other keys.
     quic: Option<IgnoredAny>,
     backend: Option<IgnoredAny>,
@@ -247,6 +252,9 @@ impl RawVip {
             let what = format!("{prefix} is a prefix: the kernel does not answer ARP for it");
             report.error(&announce_at, what, "leave the key out, and route the prefix to this box");
         }
+        let (deny, deny_file) = (self.deny, self.deny_file);
+        let (allow, allow_file) = (self.allow, self.allow_file);
+        let access = RawAccess { deny, deny_file, allow, allow_file }.check(key_path, report);
         let ported = protocol != Protocol::Any;
         if let (Some(Ports::All), Health::Tcp(tcp), true) = (&ports, &health, ported) {
             check_port_known(tcp, &backends, &key_path.key("health").key("port"), report);
@@ -280,6 +288,7 @@ impl RawVip {
             drain,
             on_remove,
             announce,
+            access,
             backends,
         })
     }

@@ -20,8 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::api::{
-    DrainRequest, EventList, Explained, Forgotten, Ordered, ReloadRequest, Reloaded, Status,
-    UndrainRequest,
+    DenyEntry, DenyList, DenyRequest, DrainRequest, EventList, Explained, Forgotten, Ordered,
+    ReloadRequest, Reloaded, Status, UndrainRequest,
 };
 use super::clients::{self, ClientRows, ForgetQuery};
 use super::connections;
@@ -60,6 +60,12 @@ pub enum Request {
     Events(u64, Reply<EventList>),
     /// Prepares the query of `GET /v1/explain` for the data path.
     Explain(explain::Query, Reply<Result<Prepared, Refusal>>),
+    /// `POST /v1/deny`.
+    Deny(DenyRequest, Reply<Result<DenyEntry, Refusal>>),
+    /// `DELETE /v1/deny`.
+    Undeny(DenyRequest, Reply<Result<DenyEntry, Refusal>>),
+    /// `GET /v1/deny`.
+    Denied(Reply<DenyList>),
     /// Names of VIPs and backends, for `/v1/flows` and `/v1/clients`.
     Names(Reply<Arc<Names>>),
 }
@@ -117,6 +123,7 @@ fn router(api_state: ApiState) -> Router {
         .route("/v1/flows", get(flow_lines))
         .route("/v1/clients", get(client_lines).delete(forget_clients))
         .route("/v1/explain", get(explained))
+        .route("/v1/deny", get(denied).post(deny).delete(undeny))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn(whole_body))
@@ -223,6 +230,35 @@ async fn forget_clients(
     let forgotten =
         clients::forget(&api_state.shared.clients, &filter, &names, &api_state.clock).await;
     Ok(Json(Forgotten { forgotten }))
+}
+
+async fn denied(State(api_state): State<ApiState>) -> Result<Json<DenyList>, Refusal> {
+    ask(&api_state, Request::Denied).await.map(Json)
+}
+
+async fn deny(
+    State(api_state): State<ApiState>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<DenyEntry>, Refusal> {
+    let order = parse(body)?;
+    ask(&api_state, |reply| Request::Deny(order, reply)).await?.map(Json)
+}
+
+/// The query of `DELETE /v1/deny`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Undeny {
+    prefix: String,
+    vip: Option<String>,
+}
+
+async fn undeny(
+    State(api_state): State<ApiState>,
+    query: Result<Query<Undeny>, QueryRejection>,
+) -> Result<Json<DenyEntry>, Refusal> {
+    let Undeny { prefix, vip } = understood(query, "prefix and vip")?;
+    let order = DenyRequest { prefix, vip, for_s: None };
+    ask(&api_state, |reply| Request::Undeny(order, reply)).await?.map(Json)
 }
 
 /// Streams the rows of `sources` that match `query`, as JSON lines.

@@ -14,6 +14,9 @@
 //! | `GET /v1/flows?vip=&backend=&client=&limit=` | | JSON lines of [`Flow`] |
 //! | `GET /v1/clients?vip=&backend=&client=&limit=` | | JSON lines of [`Client`] |
 //! | `DELETE /v1/clients?vip=&backend=&client=&all=` | | [`Forgotten`] |
+//! | `GET /v1/deny` | | [`DenyList`] |
+//! | `POST /v1/deny` | [`DenyRequest`] | [`DenyEntry`] |
+//! | `DELETE /v1/deny?prefix=&vip=` | | [`DenyEntry`] |
 //! | `GET /v1/explain?vip=&client=&port=&midflow=&syn=&payload=` | | [`Explained`] |
 //!
 //! Every error is a 4xx or 5xx with an [`ApiError`] body.
@@ -191,6 +194,12 @@ pub struct VipStatus {
     /// Whether packets are forwarded as if all backends were up, since none is (`fail_open`).
     #[serde(default)]
     pub fail_open: bool,
+    /// Packets dropped because a deny list has their source.
+    #[serde(default)]
+    pub denied: u64,
+    /// Packets dropped because an allow list lacks their source.
+    #[serde(default)]
+    pub not_allowed: u64,
     /// Number of backends that are up: next hop resolved, and health check not failing.
     #[serde(default)]
     pub backends_up: usize,
@@ -246,6 +255,15 @@ pub struct BackendStatus {
     /// Progress of the drain; `None`: the backend does not drain.
     #[serde(default)]
     pub drain: Option<DrainStatus>,
+    /// Flows above which it takes no new ones; `None`: no limit.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
+    /// Whether it is, or was a moment ago, at this limit.
+    #[serde(default)]
+    pub full: bool,
+    /// New flows that it did not get because of the limit.
+    #[serde(default)]
+    pub over_limit: u64,
     /// Share of its new flows that the backend gets, in per cent: less than 100 during slow start.
     #[serde(default = "whole")]
     pub share_percent: u8,
@@ -427,6 +445,12 @@ pub struct NicStatus {
     pub no_socket: u64,
     #[serde(default)]
     pub guarded: u64,
+    /// Packets for a VIP that the XDP program dropped: a deny list has their source (`denied`), or an
+    /// allow list lacks it (`not_allowed`).
+    #[serde(default)]
+    pub denied: u64,
+    #[serde(default)]
+    pub not_allowed: u64,
     /// Counters of the kernel's sockets (XDP_STATISTICS).
     pub kernel_rx_dropped: u64,
     pub kernel_rx_ring_full: u64,
@@ -495,6 +519,54 @@ pub struct UndrainRequest {
     /// Further backends: all are put back into service, or none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<Name>,
+}
+
+/// Body of `POST /v1/deny`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DenyRequest {
+    /// Address or prefix to deny.
+    pub prefix: String,
+    /// Name of the VIP; `None`: all VIPs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vip: Option<String>,
+    /// Seconds until the end; `None`: until it is removed. Replaces the end of a prefix that is
+    /// denied already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_s: Option<u64>,
+}
+
+/// A prefix that is, or was, denied at run time.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DenyEntry {
+    /// Address or prefix.
+    pub prefix: Network,
+    /// Name of the VIP; `None`: all VIPs.
+    pub vip: Option<String>,
+    /// Seconds until the end; `None`: it is denied until it is removed.
+    pub ends_in_s: Option<u64>,
+}
+
+/// Reply to `GET /v1/deny`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DenyList {
+    /// Prefixes that were denied at run time, those of all VIPs first.
+    pub denied: Vec<DenyEntry>,
+    /// Sizes of all lists, with those of the configuration.
+    pub lists: Vec<ListSize>,
+    /// Whether a change is not in force yet.
+    pub pending: bool,
+}
+
+/// Size of a list.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ListSize {
+    /// Name of the VIP; `None`: all VIPs.
+    pub vip: Option<String>,
+    /// `deny` or `allow`.
+    pub kind: String,
+    /// Number of prefixes.
+    pub prefixes: usize,
 }
 
 /// Reply to `GET /v1/events`.

@@ -4,9 +4,11 @@
 //! The loop has [`Parts`]: each owns its state, its event and its retry, and has its own file.
 //! State that several parts read or change is in the [`World`].
 
+mod access;
 mod announcing;
 mod drains;
 mod health;
+mod limits;
 mod next_hops;
 mod nics;
 mod parts;
@@ -26,6 +28,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
+use self::access::Access;
 use self::announcing::Announcing;
 use self::drains::{Drains, drain, undrain};
 use self::health::Health;
@@ -120,8 +123,11 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     let network = neighbour::start(for_hops, change_notifier, &inputs.nics, wanted);
     let on_drained = &inputs.config.control.on_drained;
     let advertiser = Advertiser::start(inputs.send_frame);
+    let mut steering = Steering::new(inputs.steering);
+    let access = Access::new(steering.take_lists().map_err(ControlError::Steering)?);
     let parts = Parts {
-        steering: Steering::new(inputs.steering),
+        steering,
+        access,
         announcing: Announcing::new(Announcer::new(for_addresses, &inputs.nics, advertiser)),
         troubles: Troubles::default(),
         next_hops: NextHops::new(network),
@@ -231,8 +237,18 @@ fn answer(request: Request, parts: &mut Parts, reloading: &mut Reloading, starte
         Request::Reload(dry_run, reply) => reloading.order(Order::Request { dry_run, reply }),
         Request::Explain(query, reply) => {
             let World { registry, publisher, nics, .. } = &parts.world;
-            _ = reply.send(Prepared::new(query, registry, publisher.current(), nics));
+            let lists = parts.access.sent();
+            _ = reply.send(Prepared::new(query, registry, lists, publisher.current(), nics));
         }
+        Request::Deny(order, reply) => {
+            let Parts { world, steering, access, .. } = parts;
+            access.add(world, steering, &order, reply);
+        }
+        Request::Undeny(order, reply) => {
+            let Parts { world, steering, access, .. } = parts;
+            access.remove(world, steering, &order, reply);
+        }
+        Request::Denied(reply) => _ = reply.send(parts.access.list(&parts.world)),
         Request::Names(reply) => _ = reply.send(Arc::new(Names::of(&parts.world.registry))),
     }
 }

@@ -16,6 +16,7 @@ pub struct Baseline {
     traffic: Traffic,
     unanswered: u64,
     answered: u64,
+    over_limit: u64,
 }
 
 /// Returns the present counters of a VIP's index as a baseline.
@@ -29,6 +30,7 @@ pub fn backend_baseline(workers: &[WorkerView], index: BackendIndex) -> Baseline
         traffic: backend_traffic(workers, index),
         unanswered: unanswered(workers, index),
         answered: answered(workers, index),
+        over_limit: refused(workers, index),
     }
 }
 
@@ -43,6 +45,17 @@ pub fn syns(workers: &[WorkerView], index: BackendIndex, base: &Baseline) -> Syn
 pub fn answers(workers: &[WorkerView], index: BackendIndex, base: &Baseline) -> Totals {
     let flows = since(backend_traffic(workers, index), base).flows_total;
     Totals { flows, answered: answered(workers, index).saturating_sub(base.answered) }
+}
+
+/// Returns the new flows that a backend did not get because of its limit, since it got its index.
+pub fn over_limit(workers: &[WorkerView], index: BackendIndex, base: &Baseline) -> u64 {
+    refused(workers, index).saturating_sub(base.over_limit)
+}
+
+fn refused(workers: &[WorkerView], index: BackendIndex) -> u64 {
+    let of =
+        |worker: &WorkerView| worker.stats.over_limit.get(usize::from(index.0)).map(Counter::get);
+    workers.iter().filter_map(of).sum()
 }
 
 fn answered(workers: &[WorkerView], index: BackendIndex) -> u64 {

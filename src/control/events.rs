@@ -29,6 +29,10 @@ pub enum Kind {
     BackendDown,
     /// A backend that goes up and down is held down.
     BackendHeld,
+    /// A backend has as many flows as its limit allows, and new ones go elsewhere.
+    BackendFull,
+    /// A backend that was at its limit has room again.
+    BackendHasRoom,
     /// All backends of a VIP are down, and packets are forwarded as if they were up.
     FailOpenBegun,
     /// A backend of a VIP is up again.
@@ -45,6 +49,12 @@ pub enum Kind {
     AddressTrouble,
     /// The address of a VIP no longer leads clients to the kernel.
     AddressRight,
+    /// A prefix is denied by a command, or for another time.
+    DenyAdded,
+    /// A command has removed a prefix that was denied at run time.
+    DenyRemoved,
+    /// The time of a prefix that was denied at run time is over.
+    DenyEnded,
     /// Another configuration is in force.
     Reload,
     /// A VIP or a backend has another name.
@@ -79,6 +89,8 @@ impl Kind {
             Self::BackendUp => "backend_up",
             Self::BackendDown => "backend_down",
             Self::BackendHeld => "backend_held",
+            Self::BackendFull => "backend_full",
+            Self::BackendHasRoom => "backend_has_room",
             Self::FailOpenBegun => "fail_open_begun",
             Self::FailOpenEnded => "fail_open_ended",
             Self::SynsUnanswered => "syns_unanswered",
@@ -87,6 +99,9 @@ impl Kind {
             Self::PassiveBack => "passive_back",
             Self::AddressTrouble => "address_trouble",
             Self::AddressRight => "address_right",
+            Self::DenyAdded => "deny_added",
+            Self::DenyRemoved => "deny_removed",
+            Self::DenyEnded => "deny_ended",
             Self::Reload => "reload",
             Self::Renamed => "renamed",
             Self::Removed => "removed",
@@ -107,6 +122,7 @@ impl Kind {
             Self::DrainDeadline
                 | Self::BackendDown
                 | Self::BackendHeld
+                | Self::BackendFull
                 | Self::FailOpenBegun
                 | Self::SynsUnanswered
                 | Self::PassiveOut

@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 
 use super::api::Explained;
+use super::lists::Lists;
 use super::refusal::Refusal;
 use super::state::{Registry, VipEntry};
 use super::view::NicView;
@@ -55,6 +56,8 @@ pub struct Prepared {
     /// Names of all VIPs, including those that a reload has removed.
     vips: Vec<(VipId, String)>,
     interfaces: Vec<String>,
+    /// Reason for which the XDP program drops the packet, if it does.
+    dropped: Option<Step>,
 }
 
 impl Prepared {
@@ -65,6 +68,7 @@ impl Prepared {
     pub fn new(
         query: Query,
         registry: &Registry,
+        lists: &Lists,
         table: Arc<ForwardingTable>,
         nics: &[NicView],
     ) -> Result<Self, Refusal> {
@@ -103,6 +107,7 @@ impl Prepared {
             vip: config.name.clone(),
             vips: registry.all_vips().map(|vip| (vip.id, vip.config.name.clone())).collect(),
             interfaces: nics.iter().map(|nic| nic.interface.clone()).collect(),
+            dropped: lists.explain(vip, client.ip(), registry),
         })
     }
 
@@ -111,7 +116,22 @@ impl Prepared {
     /// # Errors
     /// When the packet cannot be tried.
     pub fn ask(self, explain: &Explain) -> Result<Explained, Refusal> {
-        let Self { question, table, first, vip, vips, interfaces } = self;
+        let Self { question, table, first, vip, vips, interfaces, dropped } = self;
+        if let Some(dropped) = dropped {
+            let Question { client, destination, protocol, .. } = question;
+            let (backend, backend_vip, frame) = (None, None, String::new());
+            let steps = vec![first, dropped];
+            return Ok(Explained {
+                vip,
+                client,
+                destination,
+                protocol,
+                backend,
+                backend_vip,
+                steps,
+                frame,
+            });
+        }
         let explanation = explain(&question, &table);
         let explanation =
             explanation.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error))?;
@@ -246,7 +266,8 @@ mod tests {
             &[],
             None,
         ));
-        Prepared::new(query, &registry, table, &[]).map_err(|refusal| refusal.errors.join("\n"))
+        Prepared::new(query, &registry, &Lists::default(), table, &[])
+            .map_err(|refusal| refusal.errors.join("\n"))
     }
 
     #[test]

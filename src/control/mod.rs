@@ -27,6 +27,7 @@ pub mod control_socket;
 pub mod controller;
 pub mod counters;
 pub mod damping;
+pub mod denied;
 pub mod drain;
 pub mod error;
 pub mod estimate;
@@ -41,6 +42,9 @@ pub mod hook;
 pub mod identity;
 pub mod inbound;
 mod inputs;
+pub mod limit;
+pub mod list_loader;
+pub mod lists;
 pub mod neighbour;
 pub mod netlink;
 pub mod nic_faults;
@@ -71,8 +75,8 @@ pub use error::ControlError;
 pub use inputs::{Inputs, Load, Save};
 pub use signals::{Signal, Signals};
 pub use view::{
-    AttachedView, Clock, NicNow, NicView, ProgramNow, SendFrame, SocketStatistics, SteerCounters,
-    SteeringProgram, WorkerEvent, WorkerView,
+    AccessDrops, AccessMaps, AttachedView, Clock, NicNow, NicView, ProgramNow, SendFrame,
+    SocketStatistics, SteerCounters, SteeringProgram, WorkerEvent, WorkerView,
 };
 
 /// Runs the control thread until SIGTERM or SIGINT, then removes the addresses and the control

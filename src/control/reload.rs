@@ -14,6 +14,7 @@ use crate::format::counted;
 use crate::forwarding::sticky::Sticky;
 use crate::forwarding::tunnel::TunnelSources;
 use crate::forwarding::{FlowAction, Remember, Tunnels, quic_lb};
+use crate::net::AccessLists;
 
 /// Returns the changed keys that need a restart; empty if a reload can apply the change.
 ///
@@ -105,6 +106,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
             (None, None) => reported.push(format!("VIP {} added: {}", vip.name, describe(vip))),
         }
     }
+    list_changes("[access]", &old.access, &new.access, &mut reported);
     tunnel_changes(&old.tunnels, &new.tunnels, &mut reported);
     let mut number = |key: &str, a: u32, b: u32| {
         if a != b {
@@ -114,6 +116,19 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     number("per_second", old.icmp.per_second, new.icmp.per_second);
     number("burst", old.icmp.burst, new.icmp.burst);
     reported
+}
+
+fn list_changes(scope: &str, old: &AccessLists, new: &AccessLists, reported: &mut Vec<String>) {
+    for (list, a, b) in [("deny", &old.deny, &new.deny), ("allow", &old.allow, &new.allow)] {
+        let (added, removed) = (b.without(a).count(), a.without(b).count());
+        if (added, removed) != (0, 0) {
+            reported.push(format!(
+                "{scope}: {list} {} -> {} prefixes ({added} added, {removed} removed)",
+                a.len(),
+                b.len()
+            ));
+        }
+    }
 }
 
 fn tunnel_changes(old: &Tunnels, new: &Tunnels, reported: &mut Vec<String>) {
@@ -241,6 +256,7 @@ fn vip_changes(old: &Vip, new: &Vip, reported: &mut Vec<String>) {
         // A changed option that this list lacks must not pass unnoticed.
         reported.push(format!("VIP {}: another policy", new.name));
     }
+    list_changes(&format!("VIP {}", new.name), &old.access, &new.access, reported);
     backend_changes(old, new, reported);
 }
 
@@ -284,6 +300,12 @@ fn backend_changes(old: &Vip, new: &Vip, reported: &mut Vec<String>) {
         if old.weight != *weight {
             reported
                 .push(format!("backend {name} of VIP {vip}: weight {} -> {weight}", old.weight));
+        }
+        if old.max_connections != backend.max_connections {
+            let limit =
+                |max: Option<u32>| max.map_or_else(|| "none".to_owned(), |max| max.to_string());
+            let (a, b) = (limit(old.max_connections), limit(backend.max_connections));
+            reported.push(format!("backend {name} of VIP {vip}: max_connections {a} -> {b}"));
         }
         if old.server_ids != backend.server_ids {
             let (a, b) = (server_ids(old), server_ids(backend));
@@ -442,6 +464,7 @@ pub(crate) mod tests {
             },
             tunnels: Tunnels::default(),
             state: crate::config::State { directory: None },
+            access: AccessLists::default(),
             hash: Hash { secret: [0; 16], table_size: 251 },
         }
     }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::routers::KnownRouter;
 use crate::config;
 use crate::forwarding::{FlowAction, Service};
-use crate::net::Listen;
+use crate::net::{Listen, Network};
 use crate::units::Ticks;
 
 /// The registry of an earlier process.
@@ -30,6 +30,20 @@ pub struct SavedRegistry {
     /// Routers that clients' packets came through.
     #[serde(default)]
     pub routers: Vec<KnownRouter>,
+    /// Prefixes that were denied at run time. Earlier versions had none.
+    #[serde(default)]
+    pub denied: Vec<SavedDenied>,
+}
+
+/// A prefix that was denied at run time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SavedDenied {
+    /// Index of the VIP; `None`: all VIPs.
+    pub vip: Option<u16>,
+    /// The prefix.
+    pub prefix: Network,
+    /// End of its time.
+    pub until: Option<Ticks>,
 }
 
 /// A VIP of the registry.

@@ -16,10 +16,12 @@ use tokio::time::Instant;
 use super::answering::Answering;
 use super::counters::{self, Baseline};
 use super::damping::Damping;
+use super::denied::Denied;
 use super::drain::{Drain, Forecast};
 use super::error::Full;
 use super::health::{CheckSpec, Hysteresis};
 use super::identity::{self, InForce};
+use super::limit::Limit;
 use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::passive::Passive;
@@ -164,6 +166,8 @@ pub struct BackendEntry {
     pub answering: Answering,
     /// Passive check.
     pub passive: Passive,
+    /// Its limit of flows.
+    pub limit: Limit,
     /// Counters of the previous owner of the index.
     pub base: Baseline,
 }
@@ -181,6 +185,8 @@ pub struct Registry {
     sources: SnatPool,
     /// Routers in use, as the resolver knows them.
     pub routers: Vec<KnownRouter>,
+    /// Prefixes that were denied at run time.
+    denied: Denied,
 }
 
 impl Default for Registry {
@@ -194,7 +200,8 @@ impl Registry {
         let (vip_indices, backend_indices) = (Indices::new(vips), Indices::new(backends));
         let (vips, removed) = (Vec::new(), Vec::new());
         let (places, sources, routers) = (HashMap::new(), SnatPool::default(), Vec::new());
-        Self { vips, removed, places, vip_indices, backend_indices, sources, routers }
+        let denied = Denied::default();
+        Self { vips, removed, places, vip_indices, backend_indices, sources, routers, denied }
     }
 
     /// Creates an empty registry; full-NAT VIPs use these SNAT sources.
@@ -211,12 +218,13 @@ impl Registry {
             vip_indices: self.vip_indices.save(),
             backend_indices: self.backend_indices.save(),
             routers: self.routers.clone(),
+            denied: self.denied.save(moment),
         }
     }
 
     /// Restores a saved registry; `None` if it contradicts itself.
     pub fn restore(saved: SavedRegistry, sources: SnatPool, moment: &Moment) -> Option<Self> {
-        let SavedRegistry { vips, removed, vip_indices, backend_indices, routers } = saved;
+        let SavedRegistry { vips, removed, vip_indices, backend_indices, routers, denied } = saved;
         let restore = |vips: Vec<SavedVip>| -> Vec<VipEntry> {
             vips.into_iter().map(|vip| VipEntry::restore(vip, moment)).collect()
         };
@@ -231,10 +239,21 @@ impl Registry {
             return None;
         }
         let places = HashMap::new();
+        let denied = Denied::restore(denied, moment);
         let mut registry =
-            Self { vips, removed, places, vip_indices, backend_indices, sources, routers };
+            Self { vips, removed, places, vip_indices, backend_indices, sources, routers, denied };
         registry.remember_places();
         Some(registry)
+    }
+
+    /// Prefixes that were denied at run time.
+    pub const fn denied(&self) -> &Denied {
+        &self.denied
+    }
+
+    /// Prefixes that were denied at run time, mutable.
+    pub const fn denied_mut(&mut self) -> &mut Denied {
+        &mut self.denied
     }
 
     /// SNAT sources of full-NAT flows.
@@ -353,6 +372,8 @@ impl Registry {
             }
         }
         self.remember_places();
+        let vips: HashSet<VipId> = self.all_vips().map(|vip| vip.id).collect();
+        self.denied.retain(|vip| vips.contains(&vip));
         Ok(())
     }
 
@@ -654,7 +675,7 @@ impl VipEntry {
     }
 
     /// Returns the current and the previous listeners.
-    fn listens(&self) -> impl Iterator<Item = Listen> {
+    pub fn listens(&self) -> impl Iterator<Item = Listen> {
         let now = identity::listens(&self.config).filter(|_| !self.is_removed);
         now.chain(self.old.iter().map(|old| old.what))
     }
@@ -798,6 +819,7 @@ impl BackendEntry {
             problem: None,
             answering: Answering::default(),
             passive: Passive::default(),
+            limit: Limit::default(),
             base,
         }
     }
@@ -861,6 +883,7 @@ impl BackendEntry {
             next_hop: self.next_hop,
             mtu: self.mtu,
             server_ids: self.config.server_ids.clone(),
+            max_flows: self.config.max_connections,
             removed: false,
         }
     }
@@ -913,7 +936,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::config::{Announce, Health, TcpHealth};
     use crate::forwarding::{Affinity, FlowAction, Ports, SchedulerKind, Timeouts, VipPolicy};
-    use crate::net::Protocol;
+    use crate::net::{AccessLists, Protocol};
     use crate::units::Ticks;
 
     /// Returns a backend `name` at 127.0.1.`host`.
@@ -925,6 +948,7 @@ pub(crate) mod tests {
             port: Some(8080),
             weight: 1,
             server_ids: Vec::new(),
+            max_connections: None,
         }
     }
 
@@ -960,6 +984,7 @@ pub(crate) mod tests {
             },
             on_remove: FlowAction::Rehash,
             announce: Announce::None,
+            access: AccessLists::default(),
             backends: backends.to_vec(),
         }
     }
@@ -1486,6 +1511,6 @@ pub(crate) mod tests {
     #[test]
     fn an_entry_takes_bounded_memory() {
         let (vip, backend) = (size_of::<VipEntry>(), size_of::<BackendEntry>());
-        assert!(vip <= 576 && backend <= 704, "{vip} bytes per VIP, {backend} per backend");
+        assert!(vip <= 608 && backend <= 720, "{vip} bytes per VIP, {backend} per backend");
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use tokio::time::Instant;
 
 use super::answering::hint;
@@ -14,16 +15,18 @@ use super::api::{
     NicFaultStatus, NicStatus, PoolStatus, RemovedStatus, SplitStatus, Status, Totals, VipStatus,
     WorkerStatus,
 };
-use super::counters::{backend_traffic, flows_active, since, syns, vip_traffic};
+use super::counters::{backend_traffic, flows_active, over_limit, since, syns, vip_traffic};
 use super::flow_rates::FlowRates;
 use super::nic_faults::NicFault;
 use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
-use super::view::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
+use super::view::{
+    AccessDrops, AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView,
+};
 use crate::config::FullNat;
 use crate::format::counted;
 use crate::forwarding::{FlowAction, Ports};
-use crate::net::{Family, NextHop};
+use crate::net::{Family, NextHop, VipId};
 use crate::stats::{NicStats, WorkerStats};
 
 /// Inputs of a status, besides the process itself.
@@ -46,6 +49,8 @@ pub struct Sources<'a> {
     pub splitter: &'a Splitter,
     /// Rates of new flows.
     pub flow_rates: &'a FlowRates,
+    /// Packets of each VIP that the lists have dropped.
+    pub access_drops: &'a HashMap<VipId, AccessDrops>,
     /// Returns the interface that has a VIP's address, if holdfast put it there.
     pub announced_on: &'a dyn Fn(&VipEntry) -> Option<String>,
 }
@@ -122,6 +127,7 @@ fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus 
     let backend =
         |entry: &BackendEntry| backend_status(vip, entry, sources.workers, sources.nics, now);
     let backends: Vec<BackendStatus> = vip.backends.iter().map(backend).collect();
+    let drops = sources.access_drops.get(&vip.id).copied().unwrap_or_default();
     VipStatus {
         name: vip.config.name.clone(),
         address: vip.config.address,
@@ -137,6 +143,8 @@ fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus 
         announced_on: (sources.announced_on)(vip),
         splits: sources.splitter.shown(vip.id).into_iter().map(split_status).collect(),
         fail_open: vip.fails_open,
+        denied: drops.denied,
+        not_allowed: drops.not_allowed,
         backends_up: backends.iter().filter(|backend| backend.is_up()).count(),
         backends_in_service: backends.iter().filter(|backend| backend.is_in_service()).count(),
         traffic: since(vip_traffic(sources.workers, vip.id), &vip.base),
@@ -175,6 +183,9 @@ pub fn backend_status(
         deadline_in_s: entry.drain.deadline_in_s(now),
         flows_cut: entry.drain.flows_cut(),
         drain: drain_status(vip, entry, traffic.flows_active, now),
+        max_connections: entry.config.max_connections,
+        full: entry.limit.is_full(),
+        over_limit: over_limit(workers, entry.id.index, &entry.base),
         share_percent: if entry.passive.is_out() { 0 } else { entry.slow_start.percent() },
         passive_out_for_s: entry.passive.out_for(now).map(whole_seconds),
         next_hop: entry.next_hop.map(|hop| next_hop_status(hop, entry.mtu, nics)),
@@ -393,6 +404,8 @@ fn nic_status(
         passed: steer.passed,
         no_socket: steer.no_socket,
         guarded: steer.guarded,
+        denied: steer.dropped.denied,
+        not_allowed: steer.dropped.not_allowed,
         kernel_rx_dropped: socket.rx_dropped,
         kernel_rx_ring_full: socket.rx_ring_full,
         kernel_rx_fill_empty: socket.rx_fill_empty,

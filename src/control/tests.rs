@@ -18,7 +18,8 @@ use tokio::time::{Instant, sleep};
 
 use super::admin::tests::Scratch;
 use super::api::{
-    ApiError, BackendState, BackendStatus, EventList, Flow, HealthState, Ordered, Reloaded, Status,
+    ApiError, BackendState, BackendStatus, DenyEntry, DenyList, EventList, Explained, Flow,
+    HealthState, Ordered, Reloaded, Status,
 };
 use super::error::ControlError;
 use super::inputs::Inputs;
@@ -27,8 +28,8 @@ use super::signals::Signal;
 use super::state::Registry;
 use super::state::tests::{backend, tcp_health, vip};
 use super::view::{
-    AttachedView, NicNow, NicView, ProgramNow, SocketStatistics, SteerCounters, SteeringProgram,
-    WorkerEvent, WorkerView,
+    AccessDrops, AccessMaps, AttachedView, NicNow, NicView, ProgramNow, SocketStatistics,
+    SteerCounters, SteeringProgram, WorkerEvent, WorkerView,
 };
 use super::{SteerRules, admin, serve};
 use crate::config::{Config, Vip};
@@ -39,7 +40,8 @@ use crate::flow::writer::FlowWriter;
 use crate::forwarding::publish::{Publisher, Subscription};
 use crate::forwarding::{FULL_SHARE, FlowAction, ForwardingTable, Local};
 use crate::net::{
-    Address, BackendId, BackendIndex, FlowKey, NextHop, NicIndex, Protocol, TableSecret, VipId,
+    Address, BackendId, BackendIndex, FlowKey, ListEntry, ListKey, Network, NextHop, NicIndex,
+    Protocol, TableSecret, VipId,
 };
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
@@ -55,11 +57,32 @@ struct Notes {
     nic: Option<NicNow>,
     /// Repairs of the NIC.
     repairs: Vec<String>,
+    /// Entries of the lists.
+    lists: Vec<(ListKey, ListEntry)>,
 }
 
 struct FakeSteering {
     notes: Arc<Mutex<Notes>>,
     tables: Subscription,
+}
+
+/// Lists that are recorded.
+struct FakeLists(Arc<Mutex<Notes>>);
+
+impl AccessMaps for FakeLists {
+    fn insert(&mut self, key: &ListKey, entry: ListEntry) -> Result<(), String> {
+        let mut notes = self.0.lock().unwrap();
+        if notes.refuse {
+            return Err("map full".to_owned());
+        }
+        notes.lists.push((*key, entry));
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &ListKey) -> Result<(), String> {
+        self.0.lock().unwrap().lists.retain(|(there, _)| there != key);
+        Ok(())
+    }
 }
 
 impl SteeringProgram for FakeSteering {
@@ -80,7 +103,16 @@ impl SteeringProgram for FakeSteering {
     }
 
     fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
-        SteerCounters { steered: 5, passed: 6, no_socket: 7, guarded: 9 }
+        let dropped = AccessDrops { denied: 10, not_allowed: 11 };
+        SteerCounters { steered: 5, passed: 6, no_socket: 7, guarded: 9, dropped }
+    }
+
+    fn access_drops(&mut self, vip: VipId) -> AccessDrops {
+        AccessDrops { denied: u64::from(vip.0) + 3, not_allowed: 4 }
+    }
+
+    fn take_lists(&mut self) -> Result<Box<dyn AccessMaps>, String> {
+        Ok(Box::new(FakeLists(Arc::clone(&self.notes))))
     }
 
     fn socket_statistics(&mut self, _nic: NicIndex) -> SocketStatistics {
@@ -364,6 +396,74 @@ async fn status_tells_everything() {
 }
 
 #[tokio::test]
+async fn sources_are_denied_and_admitted_by_requests() {
+    with_control(web(), async |bench| {
+        let entries = |bench: &Bench| {
+            let lists = &bench.notes.lock().unwrap().lists;
+            let text =
+                |(key, _): &(ListKey, ListEntry)| format!("{} {:?}", key.prefix, key.list.vip);
+            lists.iter().map(text).collect::<Vec<_>>()
+        };
+        let present = |bench: &Bench| {
+            let notes = bench.notes.lock().unwrap();
+            let (rules, _) = notes.synced.last().unwrap();
+            (rules.global_lists.deny, rules.checks.first().map(|check| check.own.deny))
+        };
+        let list: DenyList = bench.get("/v1/deny").await;
+        assert!(list.denied.is_empty() && list.lists.is_empty() && !list.pending, "{list:?}");
+        assert_eq!(present(bench), (false, None));
+        let order = json!({ "prefix": "203.0.113.0/24", "vip": "web", "for_s": 3600 });
+        let entry: DenyEntry = bench.post("/v1/deny", order).await;
+        assert_eq!((entry.vip.as_deref(), entry.ends_in_s), (Some("web"), Some(3600)));
+        // The reply comes when the list is in force.
+        assert_eq!(entries(bench), ["203.0.113.0/24 Some(VipId(0))"]);
+        assert_eq!(present(bench), (false, Some(true)));
+        let _: DenyEntry = bench.post("/v1/deny", json!({ "prefix": "2001:db8::/32" })).await;
+        assert_eq!(present(bench), (true, Some(true)));
+        let explained: Explained = bench.get("/v1/explain?vip=web&client=203.0.113.9:1").await;
+        let last = explained.steps.last().unwrap();
+        let why = "`holdfast deny add` has put 203.0.113.0/24 on the deny list of VIP web, for 3";
+        assert!(last.stage == "xdp" && last.why.starts_with(why), "{explained:?}");
+        // An explanation of any other client needs the data path, which is not here.
+        let path = "/v1/explain?vip=web&client=198.51.100.9:1";
+        assert_eq!(bench.refused(Method::GET, path, "").await.0, 503);
+        // A reload leaves them alone, and adds its own.
+        let mut new = config(web());
+        new.access.deny =
+            ["192.0.2.7"].iter().map(|text| text.parse::<Network>().unwrap()).collect();
+        *bench.file.lock().unwrap() = Ok(new);
+        let (status, body) = bench.ask(Method::POST, "/v1/reload", "").await;
+        assert_eq!(status, 200, "{body:?}");
+        assert_eq!(entries(bench).len(), 3);
+        for (path, status, part) in [
+            ("/v1/deny?prefix=192.0.2.7", 404, "the configuration denies it: remove it there"),
+            ("/v1/deny?prefix=203.0.113.0/24", 404, "`holdfast deny list` shows"),
+            ("/v1/deny?prefix=203.0.113.0/24&vip=mail", 404, "there are: web"),
+            ("/v1/deny?prefix=203.0.113.1/24", 400, "write \"203.0.113.0/24\""),
+            ("/v1/deny?prefix=x", 400, "no address or prefix"),
+        ] {
+            let (got, error) = bench.refused(Method::DELETE, path, "").await;
+            assert!(got == status && error.contains(part), "{path}: {got} {error}");
+        }
+        let path = "/v1/deny?prefix=203.0.113.0/24&vip=web";
+        assert_eq!(bench.ask(Method::DELETE, path, "").await.0, 200);
+        assert_eq!(entries(bench).len(), 2);
+        // A list that does not fit is tried again.
+        bench.notes.lock().unwrap().refuse = true;
+        let (status, error) =
+            bench.refused(Method::POST, "/v1/deny", r#"{"prefix":"10.0.0.7"}"#).await;
+        assert!(status == 500 && error.contains("not in force: map full"), "{status} {error}");
+        bench.notes.lock().unwrap().refuse = false;
+        let end = Instant::now() + Duration::from_secs(10);
+        while entries(bench).len() < 3 {
+            assert!(Instant::now() < end, "not in time: the list is sent again");
+            sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn wrong_requests_get_the_reason() {
     with_control(web(), async |bench| {
         let (get, post) = (Method::GET, Method::POST);
@@ -586,7 +686,7 @@ async fn a_reload_is_all_or_nothing() {
         let (status, error) = bench.refused(Method::POST, "/v1/reload", "").await;
         assert_eq!(status, 409);
         let expected = "[workers] cores cannot change while running: restart holdfast, or take the \
-                        change back (a reload changes [[vip]], [tunnel] and [icmp] only)";
+                        change back (a reload changes [[vip]], [access], [tunnel] and [icmp] only)";
         assert_eq!(error, format!("{expected}\n{nothing}"));
 
         let mut nowhere = vip("web", &[]);

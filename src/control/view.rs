@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::flow::table::FlowTable;
-use crate::net::{NicIndex, SteerRules};
+use crate::net::{ListEntry, ListKey, NicIndex, SteerRules, VipId};
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
 
@@ -72,6 +72,36 @@ pub struct SteerCounters {
     pub no_socket: u64,
     /// Packets that missed the XDP program, and were dropped by the guard.
     pub guarded: u64,
+    /// Packets for a VIP that were dropped because of the lists.
+    pub dropped: AccessDrops,
+}
+
+/// Packets for a VIP that the XDP program dropped because of the lists.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AccessDrops {
+    /// Packets whose source a deny list has.
+    pub denied: u64,
+    /// Packets whose source an allow list lacks.
+    pub not_allowed: u64,
+}
+
+impl AccessDrops {
+    /// Returns the packets since an earlier count.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Self {
+        Self {
+            denied: self.denied.saturating_sub(earlier.denied),
+            not_allowed: self.not_allowed.saturating_sub(earlier.not_allowed),
+        }
+    }
+}
+
+/// Deny and allow lists in the XDP programs of all NICs. Used by a thread of its own.
+pub trait AccessMaps: Send {
+    /// Adds or changes an entry.
+    fn insert(&mut self, key: &ListKey, entry: ListEntry) -> Result<(), String>;
+    /// Removes an entry, if it is there.
+    fn remove(&mut self, key: &ListKey) -> Result<(), String>;
 }
 
 /// `XDP_STATISTICS` (linux/if_xdp.h), summed over the sockets of one NIC.
@@ -95,6 +125,10 @@ pub trait SteeringProgram {
     fn attach(&mut self) -> Result<Vec<AttachedView>, String>;
     /// Returns the program's counters of one NIC.
     fn counters(&mut self, nic: NicIndex) -> SteerCounters;
+    /// Returns the packets of a VIP that the lists have dropped, summed over all NICs.
+    fn access_drops(&mut self, vip: VipId) -> AccessDrops;
+    /// Takes the maps of the lists. Called once.
+    fn take_lists(&mut self) -> Result<Box<dyn AccessMaps>, String>;
     /// Returns the kernel's counters of the sockets of one NIC.
     fn socket_statistics(&mut self, nic: NicIndex) -> SocketStatistics;
     /// Returns the current state of one NIC.

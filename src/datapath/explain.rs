@@ -358,7 +358,9 @@ fn record_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
 fn record_end(reason: Drop, packet: &Packet, context: &Context<'_>, trace: &Trace) {
     trace.record("drop", reason.as_str(), reason.describe().trim());
     let why = match reason {
-        Drop::NoBackend | Drop::ClientIsBackend if reject_no_backend(packet, context) => {
+        Drop::NoBackend | Drop::BackendsFull | Drop::ClientIsBackend
+            if reject_no_backend(packet, context) =>
+        {
             "the VIP says on_no_backend = \"reject\""
         }
         Drop::VipRemoved => "nothing listens here any longer",

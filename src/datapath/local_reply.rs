@@ -50,8 +50,12 @@ pub fn local_reply(
             must_not_be_fragmented(packet) && send(packet, kind)
         }
         Drop::TtlExceeded => send(packet, ErrorKind::TimeExceeded),
-        Drop::NoBackend | Drop::ClientIsBackend if !reject_no_backend(packet, context) => false,
-        Drop::NoBackend | Drop::ClientIsBackend | Drop::VipRemoved => {
+        Drop::NoBackend | Drop::BackendsFull | Drop::ClientIsBackend
+            if !reject_no_backend(packet, context) =>
+        {
+            false
+        }
+        Drop::NoBackend | Drop::BackendsFull | Drop::ClientIsBackend | Drop::VipRemoved => {
             match packet.flow.protocol() {
                 Protocol::Tcp => reset::refuse(packet, context, pool),
                 Protocol::Udp => send(packet, ErrorKind::PortUnreachable),

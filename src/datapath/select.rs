@@ -280,6 +280,7 @@ pub(super) fn choose<'t>(
         slow_start: true,
         collided: false,
         itself: false,
+        full: None,
     };
     if let Some(client) = client {
         let chosen = candidates.by_client(client);
@@ -300,12 +301,24 @@ pub(super) fn choose<'t>(
         Miss::Open => Rule::Scheduler,
         Miss::NonSyn => Rule::Midflow,
     };
+    if let Some(full) = candidates.full {
+        count_full(full, context);
+    }
     let backend = chosen.and_then(|index| context.table.backend(index));
     backend.map(|backend| (backend, rule)).ok_or(match candidates {
         Candidates { collided: true, .. } => Drop::NatCollision,
         Candidates { itself: true, .. } => Drop::ClientIsBackend,
+        Candidates { full: Some(_), .. } => Drop::BackendsFull,
         _ => Drop::NoBackend,
     })
+}
+
+/// Counts a new flow that a backend did not get, as it is at its limit.
+#[cold]
+fn count_full(backend: BackendIndex, context: &Context<'_>) {
+    if let Some(counter) = context.stats.over_limit.get(usize::from(backend.0)) {
+        counter.add(1);
+    }
 }
 
 /// Returns the round-robin turn. Workers start at different turns, so that their first flows go to
@@ -353,13 +366,16 @@ struct Candidates<'c, 't> {
     collided: bool,
     /// A backend was refused because it is the client itself.
     itself: bool,
+    /// The first backend that was refused because it is at its limit.
+    full: Option<BackendIndex>,
 }
 
 impl<'t> Candidates<'_, 't> {
     /// Returns the backend that follows from the client's record, if any, and the rule.
     fn by_client(&mut self, client: &ClientRecord<'t>) -> Option<(&'t Backend, Rule)> {
         if let Some(backend) = client.stays_at(self.miss) {
-            return self.distinguishes(backend).then_some((backend, Rule::Sticky));
+            let takes = !self.is_full(backend) && self.distinguishes(backend);
+            return takes.then_some((backend, Rule::Sticky));
         }
         if self.miss == Miss::NonSyn || !client.comes_back() {
             return None;
@@ -405,7 +421,24 @@ impl<'t> Candidates<'_, 't> {
                 _ => "starts slowly, and does not take this one yet",
             });
         }
+        if self.is_full(backend) {
+            return Some("has as many flows as max_connections allows");
+        }
         self.indistinct(backend)
+    }
+
+    /// Whether a new flow would exceed the limit of the backend.
+    fn is_full(&mut self, backend: &Backend) -> bool {
+        if backend.max_flows.is_none() || self.miss == Miss::NonSyn {
+            return false;
+        }
+        let workers = self.context.shared.flows.len();
+        let max = backend.max_flows_of(self.conntrack.worker(), workers);
+        let full = max.is_some_and(|max| self.active(backend.id.index) >= max);
+        if full {
+            self.full.get_or_insert(backend.id.index);
+        }
+        full
     }
 }
 
@@ -538,6 +571,35 @@ mod tests {
         opened.undo(&packet.flow, &mut conntrack, &context);
         assert!(bed.track(0, packet).is_none(), "taken back");
         Ok((backend, pinned))
+    }
+
+    /// The first of two workers may use 3 of 5 flows.
+    #[test]
+    fn a_backend_at_its_limit_takes_no_new_flows() {
+        let mut spec = vip(Forward::Nat, 2);
+        spec.backends[0].max_flows = Some(5);
+        let mut bed = Bed::new(2, &[spec.clone()]);
+        let used = |bed: &mut Bed, flags: &str, miss| {
+            let mut used = [0; 2];
+            for port in 1..40 {
+                let packet = bed.request(port, flags);
+                let (backend, _) = chosen(bed, &packet, miss).unwrap();
+                used[usize::from(backend.0)] += 1;
+            }
+            used
+        };
+        bed.stats[0].backends[0].flows_active.add(2);
+        let [first, second] = used(&mut bed, "S", Miss::Open);
+        assert!(first > 10 && second > 10, "{first}, {second}");
+        bed.stats[0].backends[0].flows_active.add(1);
+        assert_eq!(used(&mut bed, "S", Miss::Open), [0, 39]);
+        assert_eq!(bed.stats[0].over_limit[0].get(), first, "those that it would have got");
+        assert_eq!(used(&mut bed, "A", Miss::NonSyn)[0], first, "it may have had them");
+        spec.backends[1].max_flows = Some(2);
+        bed.publish(&[spec]);
+        bed.stats[0].backends[1].flows_active.add(1);
+        let syn = bed.request(1, "S");
+        assert_eq!(chosen(&mut bed, &syn, Miss::Open), Err(Drop::BackendsFull));
     }
 
     #[test]

@@ -59,6 +59,7 @@ pub(super) fn vip(forward: Forward, backends: u8) -> VipSpec {
         next_hop: Some(NextHop { nic: NicIndex(0), mac: [2, 0xb, 0, 0, 0, index], vlan: None }),
         mtu: UNLIMITED,
         server_ids: Vec::new(),
+        max_flows: None,
         removed: false,
     };
     VipSpec {

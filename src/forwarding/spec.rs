@@ -132,6 +132,8 @@ pub struct BackendSpec {
     pub mtu: u16,
     /// Server ids that name it in QUIC connection ids.
     pub server_ids: Vec<ServerId>,
+    /// Flows above which it takes no new ones, of all workers together; `None`: no limit.
+    pub max_flows: Option<u32>,
     /// Whether a reload has removed it: it takes only packets of flows that `flow_action` keeps.
     pub removed: bool,
 }

@@ -165,6 +165,8 @@ pub struct Backend {
     pub takes_non_syn: bool,
     /// Part of the new flows scheduled to it that it takes, in units of 1/[`FULL_SHARE`].
     pub share: u16,
+    /// Flows above which it takes no new ones, of all workers together; `None`: no limit.
+    pub max_flows: Option<u32>,
     /// Tunnels: key of the path to it.
     pub path: PathKey,
     /// Whether frames for it would return to this box: it takes nothing, and `next_hop` is `None`.
@@ -499,6 +501,14 @@ impl Backend {
         hash & (FULL_SHARE as u64 - 1) < self.share as u64
     }
 
+    /// Returns the flows above which it takes no new ones from one of several workers; `None`: no
+    /// limit. The limits of all workers add up to its own.
+    pub fn max_flows_of(&self, worker: u8, workers: usize) -> Option<u64> {
+        let (worker, workers) = (u64::from(worker), u64::try_from(workers).ok()?.max(1));
+        let max = u64::from(self.max_flows?);
+        Some(max / workers + u64::from(worker < max % workers))
+    }
+
     fn new(vip: &VipSpec, spec: &BackendSpec) -> Self {
         Self {
             id: spec.id,
@@ -525,6 +535,7 @@ impl Backend {
                 && spec.next_hop.is_some(),
             flags: BackendFlags::of(vip, flow_action(vip, spec)),
             share: spec.share,
+            max_flows: spec.max_flows,
             path: PathKey::new(spec.address.into()),
             loops: false,
         }
@@ -630,6 +641,7 @@ pub(crate) mod testing {
             next_hop: Some(NextHop { nic: NicIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None }),
             mtu: UNLIMITED,
             server_ids: Vec::new(),
+            max_flows: None,
             removed: false,
         }
     }
@@ -784,6 +796,18 @@ mod tests {
         vip.backends.first_mut().unwrap().weight = 2;
         let reweighted = build(&vip, [0; 16], Some(&first));
         assert_ne!(slots(&first), slots(&reweighted));
+    }
+
+    #[test]
+    fn workers_share_a_limit() {
+        let made = |max_flows| Backend::new(&spec(0), &BackendSpec { max_flows, ..backend(0) });
+        let limits = |max, workers: u8| {
+            let all = 0..workers;
+            all.map(|worker| made(max).max_flows_of(worker, workers.into())).collect::<Vec<_>>()
+        };
+        assert_eq!(limits(Some(10), 1), [Some(10)]);
+        assert_eq!(limits(Some(10), 3), [Some(4), Some(3), Some(3)]);
+        assert_eq!(limits(None, 2), [None, None]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Basic types of the network that every plane uses: addresses, five-tuples, indices, next hops,
 //! VLAN tags, listen keys, and the rules that control gives the XDP program. Pure values, no I/O.
 
+mod access;
 mod address;
 mod family;
 mod flow_key;
@@ -15,6 +16,10 @@ mod steer;
 mod tuple;
 pub mod vlan;
 
+pub use access::{
+    AccessCheck, AccessLists, ListEntry, ListId, ListKey, ListKind, ListsPresent, MAX_LISTED,
+    Prefixes,
+};
 pub use address::Address;
 pub use family::Family;
 pub use flow_key::FlowKey;

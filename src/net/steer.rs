@@ -5,7 +5,9 @@ use std::hash::Hash;
 
 use hashbrown::HashSet;
 
-use super::{Address, Listen, ListenKey, Network, PortRange, Protocol, exact};
+use super::{
+    AccessCheck, Address, Listen, ListenKey, ListsPresent, Network, PortRange, Protocol, exact,
+};
 
 /// Single addresses and ports of VIPs that the XDP program has room for; as many of NAT backends,
 /// and parts of port ranges.
@@ -30,6 +32,10 @@ pub struct SteerRules {
     pub gue_port: u16,
     /// Local addresses: packets to them that match no VIP stay in the kernel. At most 4,096.
     pub locals: Vec<Address>,
+    /// Deny and allow lists of all VIPs.
+    pub global_lists: ListsPresent,
+    /// Lists of each listener; empty as long as there are no lists at all.
+    pub checks: Vec<AccessCheck>,
 }
 
 impl SteerRules {
@@ -55,6 +61,9 @@ impl SteerRules {
             tunnels: common(&self.tunnels, &other.tunnels),
             gue_port: if self.gue_port == other.gue_port { self.gue_port } else { 0 },
             locals: common(&self.locals, &other.locals),
+            // Lists apply whatever is in the maps, so those of the future rules may.
+            global_lists: other.global_lists,
+            checks: other.checks.clone(),
         }
     }
 }

@@ -145,7 +145,7 @@ impl Decision {
         let why = match steered {
             Steered::ToVip => "its destination is a VIP, or a source of ours",
             Steered::Return => "it comes from a NAT backend, or quotes what went to one",
-            Steered::Kernel => return,
+            Steered::Kernel | Steered::Denied | Steered::NotAllowed => return,
         };
         self.record("xdp", "to the worker", why);
     }

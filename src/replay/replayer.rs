@@ -119,6 +119,14 @@ impl Replay {
             decision.record("xdp", "left to the kernel", self.why_kernel(nic, data));
             return decision;
         }
+        if let Some((reason, why)) = steered.dropped() {
+            let name = Name::Nic(usize::from(nic.0), reason);
+            let mut decision = self.bare(captured, Verdict::Drop);
+            decision.reason = Some(reason);
+            decision.counters.push((self.counters.names().text(name), 1));
+            decision.record("xdp", format!("dropped: {reason}"), why);
+            return decision;
+        }
         let trace = Trace::default();
         let Some(sent) = self.offline.packet(nic, data, &trace) else {
             let why =

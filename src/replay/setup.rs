@@ -15,12 +15,13 @@ use super::error::ReplayError;
 use super::offline::{Blueprint, Offline};
 use crate::config::driver::largest_mtu;
 use crate::config::{Announce, BackendFacts, BackendState, Config, Neighbours};
+use crate::control::lists::Lists;
 use crate::control::netlink::InterfaceAddress;
 use crate::control::state::Registry;
 use crate::forwarding::{BackendSpec, ForwardingTable, Service, VipSpec};
 use crate::net::{NextHop, NicIndex};
 use crate::stats::WorkerStats;
-use crate::xdp::steer::SteerModel;
+use crate::xdp::steer::{ModelLists, SteerModel};
 
 /// Default MTU in bytes: that of Ethernet.
 const MTU: u16 = 1500;
@@ -68,9 +69,12 @@ pub(super) fn setup(
     };
     let rules = registry.steer_rules(&addresses(config, neighbours));
     let rules = config.tunnels.steered(rules);
+    let rules = Lists::of(&config.access, &registry).steered(rules, &registry);
+    let own = registry.vips().iter().map(|vip| (vip.id, vip.config.access.clone()));
+    let lists = ModelLists { global: config.access.clone(), own: own.collect() };
     let known = |nic: usize| Some(neighbours?.nics.get(nic)?.mac);
     Ok(Setup {
-        steer: SteerModel::new(&rules),
+        steer: SteerModel::new(&rules).with_lists(lists),
         nic_macs: (0..config.nics.len()).map(known).collect(),
         offline: Offline::new(blueprint)?,
         names,

@@ -178,10 +178,17 @@ impl Edit {
                 "VIP {vip} has backend {known} at {at}; use another name and address"
             ));
         }
-        // QUIC connection ids are not simulated.
-        let server_ids = Vec::new();
+        // QUIC connection ids and limits are not simulated.
+        let (server_ids, max_connections) = (Vec::new(), None);
         let name = name.to_owned();
-        self.new.backends.push(config::Backend { name, address, port, weight: 1, server_ids });
+        self.new.backends.push(config::Backend {
+            name,
+            address,
+            port,
+            weight: 1,
+            server_ids,
+            max_connections,
+        });
         Ok(())
     }
 

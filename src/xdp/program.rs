@@ -17,6 +17,7 @@
 //! reason the program is attached through rtnetlink and not by a bpf_link, which would end with the
 //! process. `steer.bpf.c` describes the program's decisions.
 
+mod access;
 pub(super) mod error;
 mod guard;
 pub(super) mod load;
@@ -37,12 +38,14 @@ use super::netlink::{NetlinkError, Rtnetlink};
 use super::nic::Nic;
 use super::queue::XskQueue;
 
+use crate::net::VipId;
 use error::{is_permission, load_error, map, map_error, no_map, with_causes};
 use guard::Guard;
 use load::load_in_spite_of_signals;
 use rules::Rules;
 
 pub use crate::net::SteerRules;
+pub use access::AccessMap;
 pub use error::ProgramError;
 pub use guard::{GUARD_NAME, LINGER};
 
@@ -124,6 +127,17 @@ pub struct SteerCounters {
     pub no_socket: u64,
     /// Packets that should have been redirected, and were dropped by the guard.
     pub guarded: u64,
+    /// Packets for a VIP that were dropped because of the lists.
+    pub dropped: AccessDrops,
+}
+
+/// Packets for a VIP that were dropped because of the lists.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AccessDrops {
+    /// Packets whose source a deny list has.
+    pub denied: u64,
+    /// Packets whose source an allow list lacks.
+    pub not_allowed: u64,
 }
 
 /// The program of one NIC. Removed from the NIC when dropped, but not when the process is killed.
@@ -361,18 +375,54 @@ impl Steering {
             .ebpf
             .map("counts")
             .ok_or_else(|| no_map("counts"))
-            .and_then(PerCpuArray::<_, [u64; 5]>::try_from)
+            .and_then(PerCpuArray::<_, [u64; 7]>::try_from)
             .and_then(|counts| counts.get(&0, 0))
             .map_err(map_error(&self.interface, "read", "counts"))?;
         let mut sum = SteerCounters::default();
-        for &[steered, returned, passed, no_socket, guarded] in per_cpu.iter() {
+        for &[steered, returned, passed, no_socket, guarded, denied, not_allowed] in per_cpu.iter()
+        {
             sum.steered += steered;
             sum.returned += returned;
             sum.passed += passed;
             sum.no_socket += no_socket;
             sum.guarded += guarded;
+            sum.dropped.denied += denied;
+            sum.dropped.not_allowed += not_allowed;
         }
         Ok(sum)
+    }
+
+    /// Returns the packets for a VIP that its lists and those of all VIPs have dropped since the
+    /// program was loaded. Packets that may have been for several VIPs are not among them.
+    ///
+    /// # Errors
+    /// [`ProgramError::Map`]; none is expected.
+    pub fn access_drops(&self, vip: VipId) -> Result<AccessDrops, ProgramError> {
+        let per_cpu = self
+            .ebpf
+            .map("drop_counts")
+            .ok_or_else(|| no_map("drop_counts"))
+            .and_then(PerCpuArray::<_, [u64; 2]>::try_from)
+            .and_then(|counts| counts.get(&access::slot(vip), 0))
+            .map_err(map_error(&self.interface, "read", "drop_counts"))?;
+        let plus = |sum: AccessDrops, &[denied, not_allowed]: &[u64; 2]| AccessDrops {
+            denied: sum.denied + denied,
+            not_allowed: sum.not_allowed + not_allowed,
+        };
+        Ok(per_cpu.iter().fold(AccessDrops::default(), plus))
+    }
+
+    /// Takes the map of the lists, for another thread to change.
+    ///
+    /// # Errors
+    /// [`ProgramError::Map`], if it was taken before.
+    pub fn take_lists(&mut self) -> Result<AccessMap, ProgramError> {
+        let map = self.ebpf.take_map("access").ok_or_else(|| no_map("access"));
+        map.and_then(|map| AccessMap::new(&self.interface, map)).map_err(map_error(
+            &self.interface,
+            "find the map",
+            "access",
+        ))
     }
 
     /// Runs the program on an artificial packet of at least 14 bytes (`BPF_PROG_TEST_RUN`);
@@ -385,6 +435,18 @@ impl Steering {
         let program: &mut Xdp = program.try_into().map_err(io::Error::other)?;
         let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::default() };
         program.test_run(options).map(drop).map_err(io::Error::other)
+    }
+
+    /// Runs the program on an artificial packet so many times; returns the mean time of a run. For
+    /// the bench of the lists.
+    ///
+    /// # Errors
+    /// The kernel's error.
+    pub fn time_packet(&mut self, packet: &[u8], repeat: u32) -> io::Result<Duration> {
+        let program = self.ebpf.program_mut(PROGRAM_NAME).ok_or(io::ErrorKind::NotFound)?;
+        let program: &mut Xdp = program.try_into().map_err(io::Error::other)?;
+        let options = TestRunOptions { data_in: Some(packet), repeat, ..TestRunOptions::default() };
+        program.test_run(options).map(|run| run.duration).map_err(io::Error::other)
     }
 
     /// Runs the guard on an artificial packet, as [`try_packet`](Self::try_packet) does, but on the

@@ -29,6 +29,9 @@
 //                range with this one                                          -> redirect
 //   everything else                                                           -> XDP_PASS
 //
+// A packet for a VIP is dropped instead, if a deny list has its source, or if there are allow lists
+// and one of them lacks it; see `access`.
+//
 // The *area* of an address is the longest prefix in `areas` that contains it; it includes the flags
 // and ranges of wider prefixes (program/rules.rs provides that). A local address that is no VIP by
 // itself, but lies in a VIP's prefix, is an area without the VIP's flags: it stays with the kernel.
@@ -53,6 +56,10 @@
 #define MAX_PORT_RANGES 65536
 #define MAX_LOCALS 4096
 #define MAX_QUEUES 256
+/* Prefixes of all deny and allow lists, and the entries of allow lists for other sources. */
+#define MAX_LISTED 2097152
+/* One for each VIP, and 0. */
+#define MAX_SLOTS 4097
 
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 #define IPV4_MORE_FRAGMENTS 0x2000
@@ -98,7 +105,32 @@ struct area {
 	__u16 flags;
 	/* With TUNNEL: the destination port of this box's GUE packets; 0: none. */
 	__be16 gue_port;
+	/* Access words: for packets that match by their port, and for those that match by their address
+	 * alone. */
+	__u32 access;
+	__u32 opaque_access;
 };
+
+/* Bits of an access word: the lists that apply to packets for a VIP. The other bits are the VIP's
+ * slot: its number and 1, or 0 where packets may be for several VIPs. 0 as a whole: no lists. */
+#define GLOBAL_DENY 0x00010000
+#define GLOBAL_ALLOW 0x00020000
+#define OWN_DENY 0x00040000
+#define OWN_ALLOW 0x00080000
+#define ANY_LIST (GLOBAL_DENY | GLOBAL_ALLOW | OWN_DENY | OWN_ALLOW)
+#define SLOT 0x0000ffff
+
+/* Key of `access`: the first `len` bits of the following fields. */
+struct listed_prefix {
+	__u32 len;
+	/* slot << 2 | (allow list ? 2 : 0) | (IPv6 ? 1 : 0) */
+	__be32 list;
+	__u8 address[16];
+};
+
+#define LISTED_PREFIX_BITS 160
+/* Value in `access` for the other sources of an allow list. */
+#define NOT_ALLOWED 2
 
 /* At least one port of the protocol: matches fragments. */
 #define HAS_TCP 0x01
@@ -134,6 +166,14 @@ struct counters {
 	__u64 passed;
 	__u64 no_socket;
 	__u64 guarded;
+	__u64 denied;
+	__u64 not_allowed;
+};
+
+/* Packets for one VIP that were dropped because of the lists. */
+struct drops {
+	__u64 denied;
+	__u64 not_allowed;
 };
 
 struct mac {
@@ -210,6 +250,25 @@ struct {
 	__type(value, __u32);
 } locals SEC(".maps");
 
+/* Deny and allow lists. A source is denied if a deny list has a prefix with it. If there is an allow
+ * list, its longest prefix with the source decides: the list's own ones have another value than the
+ * one of length 0, which is for all other sources. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_LISTED);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct listed_prefix);
+	__type(value, __u32);
+} access SEC(".maps");
+
+/* By slot. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_SLOTS);
+	__type(key, __u32);
+	__type(value, struct drops);
+} drop_counts SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
 	__uint(max_entries, MAX_QUEUES);
@@ -240,6 +299,10 @@ struct packet {
 	__u8 fragment;
 	/* Whether the destination is multicast or broadcast. */
 	__u8 multicast;
+	__u8 v6;
+	__u8 icmp_error;
+	/* For a VIP: the lists that apply. */
+	__u32 access;
 };
 
 static __always_inline __u32 protocol_bit(__u8 protocol)
@@ -331,6 +394,7 @@ static __always_inline int read_ipv6(struct packet *packet, void *header, void *
 	__builtin_memcpy(packet->source.address, &ip->saddr, 16);
 	__builtin_memcpy(packet->destination.address, &ip->daddr, 16);
 	packet->multicast = packet->destination.address[0] == 0xff;
+	packet->v6 = 1;
 	set_protocol(packet, ip->nexthdr);
 	if (protocol_bit(ip->nexthdr)) {
 		packet->ports = ip + 1;
@@ -346,16 +410,16 @@ static __always_inline int read_ipv6(struct packet *packet, void *header, void *
 	return 1;
 }
 
-/* Whether the map contains the exact port, or the wildcard port 0. */
-static __always_inline int listed(void *map, struct service *service)
+/* Returns the value of the exact port, or of the wildcard port 0. */
+static __always_inline __u32 *listed(void *map, struct service *service)
 {
 	__be16 port = service->port;
-	int found;
+	__u32 *found = bpf_map_lookup_elem(map, service);
 
-	if (bpf_map_lookup_elem(map, service))
-		return 1;
+	if (found)
+		return found;
 	service->port = 0;
-	found = bpf_map_lookup_elem(map, service) != 0;
+	found = bpf_map_lookup_elem(map, service);
 	service->port = port;
 	return found;
 }
@@ -382,14 +446,20 @@ static __always_inline int in_range(const struct area *area, const struct servic
 
 static __always_inline int is_for_vip(struct packet *packet)
 {
+	__u32 *access = packet->ports ? listed(&vips, &packet->destination) : 0;
 	struct area *area;
 
-	if (packet->ports && listed(&vips, &packet->destination))
+	if (access) {
+		packet->access = *access;
 		return 1;
+	}
 	if (!packet->opaque)
 		return 0;
 	area = area_of(&packet->destination);
-	return area && area->flags & packet->opaque;
+	if (!area || !(area->flags & packet->opaque))
+		return 0;
+	packet->access = area->opaque_access;
+	return 1;
 }
 
 static __always_inline int is_in_area(struct packet *packet)
@@ -403,6 +473,7 @@ static __always_inline int is_in_area(struct packet *packet)
 	area = area_of(&packet->destination);
 	if (!area)
 		return 0;
+	packet->access = area->access;
 	return area->flags & (all | ALL_PROTOCOLS) || in_range(area, &packet->destination);
 }
 
@@ -528,8 +599,11 @@ static __always_inline __u64 *judge_icmp(struct packet *packet, void *end, struc
 	if (message == OTHER)
 		return 0;
 	area = area_of(&packet->destination);
-	if (area && area->flags & (message == ERROR ? ICMP | ERRORS : ICMP))
+	if (area && area->flags & (message == ERROR ? ICMP | ERRORS : ICMP)) {
+		packet->access = area->opaque_access;
+		packet->icmp_error = message == ERROR;
 		return &count->steered;
+	}
 	if (message != ERROR || packet->multicast)
 		return 0;
 	whole = protocol == IPPROTO_ICMP ? read_quoted_ipv4(&quote, (void *)header + ICMP_LEN, end)
@@ -553,6 +627,60 @@ static __always_inline __u64 *judge(struct packet *packet, void *end, struct cou
 	if (is_return(packet))
 		return &count->returned;
 	return is_in_area(packet) ? &count->steered : 0;
+}
+
+/* Returns the value of the source in a list, or 0. */
+static __always_inline __u32 in_list(const struct packet *packet, __u32 slot, __u32 allow)
+{
+	struct listed_prefix key = { .len = LISTED_PREFIX_BITS };
+	__u32 *found;
+
+	key.list = bpf_htonl(slot << 2 | allow << 1 | packet->v6);
+	__builtin_memcpy(key.address, packet->source.address, 16);
+	found = bpf_map_lookup_elem(&access, &key);
+	return found ? *found : 0;
+}
+
+enum verdict { ALLOWED, DENIED, UNLISTED };
+
+/* Errors about the packets of allowed clients come from any router, so allow lists leave them out. */
+static __always_inline enum verdict judge_source(const struct packet *packet)
+{
+	__u32 lists = packet->access, slot = lists & SLOT;
+
+	if (lists & GLOBAL_DENY && in_list(packet, 0, 0))
+		return DENIED;
+	if (lists & OWN_DENY && in_list(packet, slot, 0))
+		return DENIED;
+	if (packet->icmp_error)
+		return ALLOWED;
+	if (lists & GLOBAL_ALLOW && in_list(packet, 0, 1) == NOT_ALLOWED)
+		return UNLISTED;
+	if (lists & OWN_ALLOW && in_list(packet, slot, 1) == NOT_ALLOWED)
+		return UNLISTED;
+	return ALLOWED;
+}
+
+/* Whether the lists drop the packet. Counts it if so. */
+static __always_inline int is_dropped(const struct packet *packet, struct counters *count)
+{
+	enum verdict verdict = judge_source(packet);
+	__u32 slot = packet->access & SLOT;
+	struct drops *drops;
+
+	if (verdict == ALLOWED)
+		return 0;
+	drops = bpf_map_lookup_elem(&drop_counts, &slot);
+	if (verdict == DENIED) {
+		count->denied++;
+		if (drops)
+			drops->denied++;
+	} else {
+		count->not_allowed++;
+		if (drops)
+			drops->not_allowed++;
+	}
+	return 1;
 }
 
 static __always_inline int redirect(struct xdp_md *ctx, struct counters *count)
@@ -647,6 +775,8 @@ int holdfast_steer(struct xdp_md *ctx)
 		count->passed++;
 		return XDP_PASS;
 	}
+	if (packet.access & ANY_LIST && counter == &count->steered && is_dropped(&packet, count))
+		return XDP_DROP;
 	(*counter)++;
 	return redirect(ctx, count);
 }

@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 
 use hashbrown::{HashMap, HashSet};
 
-use crate::net::{Address, Listen, ListenKey, Network, PortRange, Protocol, SteerRules};
+use crate::net::{
+    AccessCheck, AccessLists, Address, Listen, ListenKey, Network, PortRange, Prefixes, Protocol,
+    SteerRules, VipId, exact,
+};
 
 mod ethertype {
     pub const IPV4: u16 = 0x0800;
@@ -47,6 +50,25 @@ pub enum Steered {
     Return,
     /// The kernel.
     Kernel,
+    /// Dropped: it is for a VIP, and a deny list has its source.
+    Denied,
+    /// Dropped: it is for a VIP, and an allow list lacks its source.
+    NotAllowed,
+}
+
+impl Steered {
+    /// Returns the counter of a packet that the lists drop, and the reason.
+    pub const fn dropped(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Denied => {
+                Some(("denied", "a deny list of its VIP, or of all VIPs, has its source"))
+            }
+            Self::NotAllowed => {
+                Some(("not_allowed", "an allow list of its VIP, or of all VIPs, lacks its source"))
+            }
+            Self::ToVip | Self::Return | Self::Kernel => None,
+        }
+    }
 }
 
 /// The program's rules, indexed for look-ups.
@@ -63,6 +85,17 @@ pub struct SteerModel {
     /// Protocols and port ranges of the backends by address; `None` for an entry of `returns`.
     return_addresses: HashMap<Address, Vec<(Protocol, Option<PortRange>)>>,
     locals: HashSet<Address>,
+    checks: Vec<AccessCheck>,
+    lists: ModelLists,
+}
+
+/// Deny and allow lists.
+#[derive(Debug, Clone, Default)]
+pub struct ModelLists {
+    /// Lists of all VIPs.
+    pub global: AccessLists,
+    /// Lists of single VIPs.
+    pub own: HashMap<VipId, AccessLists>,
 }
 
 /// Protocols and port ranges by network.
@@ -120,6 +153,7 @@ struct Packet<'p> {
     icmp: Option<&'p [u8]>,
     fragment: bool,
     multicast: bool,
+    v4: bool,
 }
 
 impl SteerModel {
@@ -130,6 +164,7 @@ impl SteerModel {
             gue_port: rules.gue_port,
             returns: rules.returns.iter().copied().collect(),
             locals: rules.locals.iter().copied().collect(),
+            checks: rules.checks.clone(),
             ..Self::default()
         };
         for &ListenKey { address, port, protocol } in &rules.vips {
@@ -154,16 +189,75 @@ impl SteerModel {
         model
     }
 
+    /// Sets the lists.
+    #[must_use]
+    pub fn with_lists(self, lists: ModelLists) -> Self {
+        Self { lists, ..self }
+    }
+
     /// Returns the program's decision on a packet, for a NIC with this MAC.
     pub fn decide(&self, nic_mac: [u8; 6], packet: &[u8]) -> Steered {
         let Some(packet) = read_packet(nic_mac, packet) else { return Steered::Kernel };
-        match packet.icmp {
+        let decision = match packet.icmp {
             Some(message) => self.judge_icmp(&packet, message),
             None if self.is_for_vip(&packet) => Steered::ToVip,
             None if self.is_return(&packet) => Steered::Return,
             None if self.is_in_area(&packet) => Steered::ToVip,
             None => Steered::Kernel,
+        };
+        match decision {
+            Steered::ToVip => self.judge_source(&packet),
+            other => other,
         }
+    }
+
+    /// Applies the lists to the source of a packet for a VIP.
+    fn judge_source(&self, packet: &Packet<'_>) -> Steered {
+        let Some(vip) = self.checked_vip(packet) else { return Steered::ToVip };
+        let own = vip.and_then(|vip| self.lists.own.get(&vip));
+        let lists = || std::iter::once(&self.lists.global).chain(own);
+        let is_in = |list: &Prefixes| {
+            // A packet may be IPv6 with a mapped address, which IPv4's prefixes do not contain.
+            let prefixes = list.iter().filter(|prefix| prefix.is_v4() == packet.v4);
+            prefixes.into_iter().any(|prefix| prefix.contains(packet.source.address))
+        };
+        if lists().any(|lists| is_in(&lists.deny)) {
+            return Steered::Denied;
+        }
+        // Errors about the packets of allowed clients come from any router.
+        let is_error = packet.icmp.and_then(<[u8]>::first);
+        let is_error = is_error.and_then(|kind| is_icmp_error(packet.source.protocol, *kind));
+        let lacks = |list: &Prefixes| !list.is_empty() && !is_in(list);
+        match is_error != Some(true) && lists().any(|lists| lacks(&lists.allow)) {
+            true => Steered::NotAllowed,
+            false => Steered::ToVip,
+        }
+    }
+
+    /// Returns the VIP whose lists apply to a packet, or `Some(None)` if only those of all VIPs do;
+    /// `None`: none do.
+    fn checked_vip(&self, packet: &Packet<'_>) -> Option<Option<VipId>> {
+        let destination = packet.destination;
+        let protocol = Protocol::from_number(destination.protocol);
+        if let (None, Some((protocol, port))) = (packet.icmp, protocol.zip(destination.port)) {
+            let there = |port| {
+                let key = ListenKey { address: destination.address, port, protocol };
+                self.checks.iter().find(move |check| exact(check.listen) == Some(key))
+            };
+            let key = |port| ListenKey { address: destination.address, port, protocol };
+            let is_exact = self.vips.contains(&key(port)) || self.vips.contains(&key(0));
+            if is_exact {
+                let at = if self.vips.contains(&key(port)) { port } else { 0 };
+                return there(at).map(|check| Some(check.vip));
+            }
+        }
+        let by_port = packet.opaque.is_empty() && packet.icmp.is_none();
+        let mut around = self.checks.iter().filter(|check| {
+            check.listen.network.contains(destination.address)
+                && !(by_port && exact(check.listen).is_some())
+        });
+        let first = around.next()?;
+        Some(around.all(|other| other.vip == first.vip).then_some(first.vip))
     }
 
     /// Iterates over the VIP entries of an address. A local address stays with the kernel, unless
@@ -306,6 +400,7 @@ impl<'p> Packet<'p> {
             icmp: None,
             fragment: false,
             multicast,
+            v4: true,
         }
     }
 
@@ -361,6 +456,7 @@ fn read_ipv6(network: &[u8]) -> Option<Packet<'_>> {
     let [first, ..] = *destination;
     let (source, destination) = (Address::from_v6(*source), Address::from_v6(*destination));
     let mut packet = Packet::new(source, destination, *next, first == 0xff);
+    packet.v4 = false;
     match *next {
         next if has_ports(next) => return Some(packet.with_ports(rest)),
         number::ICMPV6 => packet.icmp = Some(rest),

@@ -124,6 +124,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         }),
         mtu: UNLIMITED,
         server_ids: Vec::new(),
+        max_flows: None,
         removed: false,
     };
     VipSpec {

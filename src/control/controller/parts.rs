@@ -2,9 +2,11 @@
 
 use tokio::time::Instant;
 
+use super::access::Access;
 use super::announcing::Announcing;
 use super::drains::{Drains, advance_slow_starts};
 use super::health::{Health, compare_answers, release_holds};
+use super::limits;
 use super::next_hops::{NextHops, log_unresolved};
 use super::nics::Nics;
 use super::passive;
@@ -26,6 +28,7 @@ use crate::control::status::{self, Process, Sources};
 pub(super) struct Parts {
     pub(super) world: World,
     pub(super) steering: Steering,
+    pub(super) access: Access,
     pub(super) announcing: Announcing,
     pub(super) troubles: Troubles,
     pub(super) next_hops: NextHops,
@@ -46,6 +49,9 @@ impl Parts {
         self.settle().await;
         self.world.publish();
         self.steering.start(&self.world).map_err(ControlError::Steering)?;
+        // Before the first packet: no client may have a moment's access.
+        self.access.index(&self.world, &mut self.steering);
+        self.access.start(&self.world).await.map_err(ControlError::Steering)?;
         let attached = self.steering.attach().map_err(ControlError::Attach)?;
         self.nics.attached(attached, &self.world.nics);
         self.health.sync(&self.world.registry);
@@ -79,6 +85,7 @@ impl Parts {
         self.drains.advance(world, &mut self.health, now);
         release_holds(world, now);
         passive::release(world, now);
+        self.access.advance(world, steering, now);
         advance_slow_starts(world, now);
         self.removing.release(world, steering, now);
         self.splitting.advance(world, now);
@@ -105,13 +112,17 @@ impl Parts {
         self.flow_rates.advance(&world.registry, &world.workers, Instant::now());
         compare_answers(world);
         passive::watch(world, Instant::now());
+        limits::watch(world);
         steering.retry(world);
+        self.access.index(world, steering);
+        self.access.retry(world);
         self.links().await
     }
 
     /// Builds the status document.
     pub(super) fn status(&mut self, started: Instant, config: String) -> Status {
         let nic_counters = self.steering.counters(self.world.nics.len());
+        let access_drops = self.access.drops(&self.world, &mut self.steering);
         let World { registry, config: in_force, workers, nics, publisher, .. } = &self.world;
         let generation = publisher.current().generation();
         let announced_on = |vip: &VipEntry| self.announcing.interface(vip);
@@ -123,6 +134,7 @@ impl Parts {
             attached: &self.nics.attached,
             nic_faults: &self.nics.faults,
             nic_counters,
+            access_drops: &access_drops,
             splitter: self.splitting.splitter(),
             flow_rates: &self.flow_rates,
             announced_on: &announced_on,

@@ -190,7 +190,8 @@ async fn check(parts: &mut Parts, new: &Config) -> Result<(), Refusal> {
     if !frozen.is_empty() {
         let keys = frozen.join(", ");
         let what = "cannot change while running: restart holdfast, or take the change back";
-        let error = format!("{keys} {what} (a reload changes [[vip]], [tunnel] and [icmp] only)");
+        let error =
+            format!("{keys} {what} (a reload changes [[vip]], [access], [tunnel] and [icmp] only)");
         return Err(Refusal::new(StatusCode::CONFLICT, error));
     }
     parts.announcing.check(new).await.map_err(unprocessable)
@@ -231,7 +232,10 @@ async fn put_into_force(parts: &mut Parts) -> Result<(), Refusal> {
     world.targets.send_replace(world.registry.targets());
     health.sync(&world.registry);
     parts.settle().await;
-    let Parts { world, steering, announcing, .. } = parts;
+    let Parts { world, steering, access, announcing, .. } = parts;
+    access.index(world, steering);
+    access.follow(world);
+    access.settle().await;
     let removed = steering.withdraw(world);
     world.publish();
     let steered = removed.and_then(|()| steering.follow(world));

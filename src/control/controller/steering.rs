@@ -4,10 +4,11 @@ use tracing::{error, warn};
 
 use super::world::World;
 use crate::control::SteerRules;
+use crate::control::lists::Lists;
 use crate::control::view::{
-    AttachedView, NicNow, SocketStatistics, SteerCounters, SteeringProgram,
+    AccessDrops, AccessMaps, AttachedView, NicNow, SocketStatistics, SteerCounters, SteeringProgram,
 };
-use crate::net::NicIndex;
+use crate::net::{NicIndex, VipId};
 
 /// Rules of the XDP program.
 pub(super) struct Steering {
@@ -98,6 +99,16 @@ impl Steering {
         self.port.set_mac(nic, mac)
     }
 
+    /// Takes the maps of the lists, once.
+    pub(super) fn take_lists(&mut self) -> Result<Box<dyn AccessMaps>, String> {
+        self.port.take_lists()
+    }
+
+    /// Returns the packets of a VIP that the lists have dropped.
+    pub(super) fn access_drops(&mut self, vip: VipId) -> AccessDrops {
+        self.port.access_drops(vip)
+    }
+
     /// Returns the counters of the first `nics` NICs.
     pub(super) fn counters(&mut self, nics: usize) -> Vec<(SteerCounters, SocketStatistics)> {
         let nics = (0..).map(NicIndex).take(nics);
@@ -107,7 +118,8 @@ impl Steering {
 
 fn wanted(world: &World) -> SteerRules {
     let World { config, registry, network, .. } = world;
-    config.tunnels.steered(registry.steer_rules(&network.addresses))
+    let rules = config.tunnels.steered(registry.steer_rules(&network.addresses));
+    Lists::of(&config.access, registry).steered(rules, registry)
 }
 
 #[cfg(test)]
@@ -142,6 +154,14 @@ pub(super) mod tests {
 
         fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
             SteerCounters::default()
+        }
+
+        fn access_drops(&mut self, _vip: VipId) -> AccessDrops {
+            AccessDrops::default()
+        }
+
+        fn take_lists(&mut self) -> Result<Box<dyn AccessMaps>, String> {
+            Err("no lists".to_owned())
         }
 
         fn socket_statistics(&mut self, _nic: NicIndex) -> SocketStatistics {

@@ -89,6 +89,11 @@ impl World {
         }
     }
 
+    /// Saves the registry, if it has changed.
+    pub(super) fn save(&mut self) {
+        self.saving.save(&self.registry);
+    }
+
     fn local(&self) -> Local {
         // Before the first snapshot, the MTUs of the start are used.
         let mut mtus = self.network.nic_mtus.clone();

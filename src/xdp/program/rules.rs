@@ -18,6 +18,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
 use aya::{Ebpf, Pod};
 
+use super::access::Words;
 use super::error::{ProgramError, map, map_error};
 use crate::net::{
     Address, Listen, ListenKey, MAX_STEERED, Network, PortRange, Protocol, SteerRules,
@@ -38,7 +39,7 @@ type PrefixKey = (u32, [u8; 16]);
 /// `struct port_prefix` of steer.bpf.c: bits; group, protocol, 0, port.
 type PortKey = (u32, [u8; 8]);
 /// `struct area` of steer.bpf.c.
-type Area = [u8; 8];
+type Area = [u8; 16];
 
 /// Flags of `struct area`.
 mod flag {
@@ -195,19 +196,19 @@ fn areas(rules: &SteerRules) -> BTreeMap<Network, Want> {
 impl Rules {
     /// Converts `rules` to maps, which will replace `old`.
     pub(super) fn new(rules: &SteerRules, old: &Self) -> Self {
-        let services = |keys: &[ListenKey]| keys.iter().map(|key| (service(key), 1)).collect();
+        let words = Words::new(rules);
         let mut new = Self {
-            vips: services(&rules.vips),
-            returns: services(&rules.returns),
+            vips: rules.vips.iter().map(|key| (service(key), words.of_key(key))).collect(),
+            returns: rules.returns.iter().map(|key| (service(key), 1)).collect(),
             locals: rules.locals.iter().map(|address| (address.octets(), 1)).collect(),
             ..Self::default()
         };
         for (network, want) in areas(rules) {
-            let area = new.area(want, rules.gue_port, &old.groups);
+            let area = new.area(want, rules.gue_port, words.of_area(network), &old.groups);
             new.areas.insert((network.len().into(), network.address().octets()), area);
         }
         for (address, want) in return_addresses(rules) {
-            let area = new.area(want, 0, &old.groups);
+            let area = new.area(want, 0, [0; 2], &old.groups);
             new.return_addresses.insert(address.octets(), area);
         }
         new.port_ranges = new.groups.numbers.iter().flat_map(port_keys).collect();
@@ -215,12 +216,13 @@ impl Rules {
     }
 
     /// Returns `struct area`, and registers its group.
-    fn area(&mut self, want: Want, gue_port: u16, old: &Groups) -> Area {
+    fn area(&mut self, want: Want, gue_port: u16, access: [u32; 2], old: &Groups) -> Area {
         let group = self.groups.after(old, want.ranges).to_ne_bytes();
         let gue_port = if want.flags & flag::TUNNEL == 0 { 0 } else { gue_port };
         let ([g0, g1, g2, g3], [f0, f1]) = (group, want.flags.to_ne_bytes());
         let [p0, p1] = gue_port.to_be_bytes();
-        [g0, g1, g2, g3, f0, f1, p0, p1]
+        let [[a0, a1, a2, a3], [o0, o1, o2, o3]] = access.map(u32::to_ne_bytes);
+        [g0, g1, g2, g3, f0, f1, p0, p1, a0, a1, a2, a3, o0, o1, o2, o3]
     }
 
     pub(super) fn check(&self) -> Result<(), ProgramError> {
@@ -516,7 +518,10 @@ mod tests {
         assert_eq!(area(&rules, "10.0.0.48/28"), Some((both | flag::ERRORS, 1)));
         assert_eq!(area(&rules, "10.0.0.1"), Some((flag::TUNNEL, 0)));
         assert_eq!(area(&rules, "10.0.0.49"), None);
-        let tunnel = rules.areas.values().any(|area| area.ends_with(&6080u16.to_be_bytes()));
+        let tunnel = rules
+            .areas
+            .values()
+            .any(|[.., p0, p1, _, _, _, _, _, _, _, _]| [*p0, *p1] == 6080u16.to_be_bytes());
         assert!(tunnel);
     }
 

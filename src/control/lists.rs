@@ -1,0 +1,134 @@
+//! The deny and allow lists in force: those of the configuration, and those of run time.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use tokio::time::Instant;
+
+use super::state::{Registry, VipEntry};
+use crate::forwarding::explain::Step;
+use crate::net::{
+    AccessCheck, AccessLists, ListId, ListKind, ListsPresent, Network, Prefixes, SteerRules, VipId,
+};
+
+/// Prefixes of one list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// Prefixes of the configuration.
+    pub config: Prefixes,
+    /// Prefixes of `holdfast deny`.
+    pub runtime: Prefixes,
+}
+
+impl Parts {
+    /// Returns whether there are no prefixes.
+    pub fn is_empty(&self) -> bool {
+        self.config.is_empty() && self.runtime.is_empty()
+    }
+
+    /// Returns whether the list has this very prefix.
+    pub fn has(&self, prefix: Network) -> bool {
+        self.config.has(prefix) || self.runtime.has(prefix)
+    }
+
+    /// Iterates over the prefixes that are not in the same part of `other`.
+    pub fn without<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = Network> + 'a {
+        self.config.without(&other.config).chain(self.runtime.without(&other.runtime))
+    }
+}
+
+/// All lists that have prefixes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lists(BTreeMap<ListId, Parts>);
+
+impl Lists {
+    /// Returns the lists in force. `global` are those of the configuration for all VIPs.
+    pub fn of(global: &AccessLists, registry: &Registry) -> Self {
+        let own = registry.all_vips().map(|vip| (Some(vip.id), &vip.config.access));
+        let mut lists = BTreeMap::new();
+        for (vip, access) in own.chain([(None, global)]) {
+            let deny = Parts { config: access.deny.clone(), runtime: registry.denied().of(vip) };
+            let allow = Parts { config: access.allow.clone(), runtime: Prefixes::default() };
+            for (kind, parts) in [(ListKind::Deny, deny), (ListKind::Allow, allow)] {
+                if !parts.is_empty() {
+                    lists.insert(ListId { vip, kind }, parts);
+                }
+            }
+        }
+        Self(lists)
+    }
+
+    /// Returns a list.
+    pub fn get(&self, list: ListId) -> Option<&Parts> {
+        self.0.get(&list)
+    }
+
+    /// Changes a list; one without prefixes is removed.
+    pub fn set(&mut self, list: ListId, parts: Parts) {
+        if parts.is_empty() {
+            self.0.remove(&list)
+        } else {
+            self.0.insert(list, parts)
+        };
+    }
+
+    /// Iterates over the lists.
+    pub fn iter(&self) -> impl Iterator<Item = (ListId, &Parts)> {
+        self.0.iter().map(|(id, parts)| (*id, parts))
+    }
+
+    /// Returns which lists of a VIP, or of all VIPs, have prefixes.
+    fn present(&self, vip: Option<VipId>) -> ListsPresent {
+        let has = |kind| self.0.contains_key(&ListId { vip, kind });
+        ListsPresent { deny: has(ListKind::Deny), allow: has(ListKind::Allow) }
+    }
+
+    /// Adds what the XDP program has to know about the lists to its other rules.
+    #[must_use]
+    pub fn steered(&self, rules: SteerRules, registry: &Registry) -> SteerRules {
+        if self.0.is_empty() {
+            return rules;
+        }
+        let check = |vip: &VipEntry| {
+            let (id, own) = (vip.id, self.present(Some(vip.id)));
+            let check = move |listen| AccessCheck { listen, vip: id, own };
+            vip.listens().map(check).collect::<Vec<_>>()
+        };
+        let checks = registry.all_vips().flat_map(check).collect();
+        SteerRules { checks, global_lists: self.present(None), ..rules }
+    }
+
+    /// Explains why packets of a client to a VIP are dropped, if they are.
+    pub fn explain(&self, vip: &VipEntry, client: IpAddr, registry: &Registry) -> Option<Step> {
+        let step = |outcome: &str, why: String| {
+            Some(Step { stage: "xdp".to_owned(), outcome: outcome.to_owned(), why })
+        };
+        let scopes =
+            [(None, "[access]".to_owned()), (Some(vip.id), format!("VIP {}", vip.config.name))];
+        for (scope, name) in &scopes {
+            let Some(list) = self.get(ListId { vip: *scope, kind: ListKind::Deny }) else {
+                continue;
+            };
+            if let Some(prefix) = list.config.longest(client.into()) {
+                return step("dropped: denied", format!("{prefix} is in the deny list of {name}"));
+            }
+            if let Some(prefix) = list.runtime.longest(client.into()) {
+                let end = registry.denied().end(*scope, prefix);
+                let left = end.map(|end| end.saturating_duration_since(Instant::now()).as_secs());
+                let left = left.map_or_else(String::new, |left| format!(", for {left} s more"));
+                let why = format!(
+                    "`holdfast deny add` has put {prefix} on the deny list of {name}{left}"
+                );
+                return step("dropped: denied", why);
+            }
+        }
+        for (scope, name) in &scopes {
+            let list = self.get(ListId { vip: *scope, kind: ListKind::Allow });
+            if list.is_some_and(|list| list.config.longest(client.into()).is_none()) {
+                let why = format!("the allow list of {name} has no prefix with {client}");
+                return step("dropped: not allowed", why);
+            }
+        }
+        None
+    }
+}

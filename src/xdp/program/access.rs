@@ -1,0 +1,170 @@
+//! Deny and allow lists in the form of the XDP program's maps.
+//!
+//! ```text
+//!  access word      of each listener and area: the lists that apply, and the VIP's slot
+//!  access           (slot, kind, family, prefix) -> listed, or "others" of an allow list
+//!  drop_counts      slot -> packets that the lists dropped
+//! ```
+
+use std::collections::BTreeSet;
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{MapData, MapError};
+use hashbrown::HashMap;
+
+use super::error::{ProgramError, map_error};
+use crate::net::{
+    AccessCheck, Family, ListEntry, ListKey, ListKind, Listen, ListenKey, ListsPresent, Network,
+    SteerRules, VipId, exact,
+};
+
+/// Bits of an access word, as in steer.bpf.c.
+mod bit {
+    pub const GLOBAL_DENY: u32 = 0x0001_0000;
+    pub const GLOBAL_ALLOW: u32 = 0x0002_0000;
+    pub const OWN_DENY: u32 = 0x0004_0000;
+    pub const OWN_ALLOW: u32 = 0x0008_0000;
+}
+
+/// Slot of packets that may be for several VIPs, and of the lists of all VIPs.
+pub(super) const NO_VIP: u32 = 0;
+
+/// Returns the slot of a VIP.
+pub(super) fn slot(vip: VipId) -> u32 {
+    u32::from(vip.0) + 1
+}
+
+/// Access words of listeners and areas.
+#[derive(Debug, Default)]
+pub(super) struct Words {
+    global: u32,
+    exact: HashMap<ListenKey, AccessCheck>,
+    /// By network: all listeners, and those other than single ports of single addresses.
+    networks: HashMap<Network, Vec<(AccessCheck, bool)>>,
+    lens: BTreeSet<u8>,
+}
+
+impl Words {
+    pub(super) fn new(rules: &SteerRules) -> Self {
+        let mut words = Self { global: global(rules.global_lists), ..Self::default() };
+        for &check in &rules.checks {
+            let Listen { network, .. } = check.listen;
+            let key = exact(check.listen);
+            if let Some(key) = key {
+                words.exact.insert(key, check);
+            }
+            words.networks.entry(network).or_default().push((check, key.is_none()));
+            words.lens.insert(network.len());
+        }
+        words
+    }
+
+    /// Returns the word of a single port, or of all ports, of a single address.
+    pub(super) fn of_key(&self, key: &ListenKey) -> u32 {
+        self.exact.get(key).map_or(0, |check| self.word(Some(check)))
+    }
+
+    /// Returns the words of an area: for packets that match by a port range, by all ports or by all
+    /// protocols, and for packets that match by their address alone.
+    pub(super) fn of_area(&self, network: Network) -> [u32; 2] {
+        let lens = self.lens.iter().take_while(|&&len| len <= network.len());
+        let around =
+            lens.filter_map(|&len| self.networks.get(&Network::of(network.address(), len)));
+        let (mut by_port, mut all) = (Common::default(), Common::default());
+        for (check, is_by_port) in around.flatten() {
+            all.add(check);
+            if *is_by_port {
+                by_port.add(check);
+            }
+        }
+        [by_port, all].map(|common| {
+            common.first.map_or(0, |first| self.word((!common.differs).then_some(first)))
+        })
+    }
+
+    /// Returns the word of a listener; `None`: of packets that may be for several VIPs.
+    fn word(&self, check: Option<&AccessCheck>) -> u32 {
+        let Some(AccessCheck { vip, own, .. }) = check else { return self.global | NO_VIP };
+        let flag = |present, flag| if present { flag } else { 0 };
+        let own = flag(own.deny, bit::OWN_DENY) | flag(own.allow, bit::OWN_ALLOW);
+        self.global | own | slot(*vip)
+    }
+}
+
+fn global(present: ListsPresent) -> u32 {
+    let flag = |present, flag| if present { flag } else { 0 };
+    flag(present.deny, bit::GLOBAL_DENY) | flag(present.allow, bit::GLOBAL_ALLOW)
+}
+
+/// The VIP that listeners have in common.
+#[derive(Default)]
+struct Common<'c> {
+    first: Option<&'c AccessCheck>,
+    differs: bool,
+}
+
+impl<'c> Common<'c> {
+    fn add(&mut self, check: &'c AccessCheck) {
+        let first = self.first.get_or_insert(check);
+        self.differs |= first.vip != check.vip;
+    }
+}
+
+/// `struct listed_prefix` of steer.bpf.c, without its length: list, address.
+type Data = [u8; 20];
+
+/// The lists of one NIC's program. They may be changed by another thread than its rules.
+pub struct AccessMap {
+    interface: String,
+    entries: LpmTrie<MapData, Data, u32>,
+}
+
+impl AccessMap {
+    pub(super) fn new(interface: &str, map: aya::maps::Map) -> Result<Self, MapError> {
+        Ok(Self { interface: interface.to_owned(), entries: LpmTrie::try_from(map)? })
+    }
+
+    /// Adds or changes an entry.
+    ///
+    /// # Errors
+    /// [`ProgramError::Map`]: the map is full, or the kernel has no memory.
+    pub fn insert(&mut self, key: &ListKey, entry: ListEntry) -> Result<(), ProgramError> {
+        let value = match entry {
+            ListEntry::Listed => 1,
+            ListEntry::Others => 2,
+        };
+        let inserted = self.entries.insert(&map_key(key), value, 0);
+        inserted.map_err(map_error(&self.interface, "add an entry", "access"))
+    }
+
+    /// Removes an entry, if it is there.
+    ///
+    /// # Errors
+    /// [`ProgramError::Map`]; none is expected.
+    pub fn remove(&mut self, key: &ListKey) -> Result<(), ProgramError> {
+        match self.entries.remove(&map_key(key)) {
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            removed => removed.map_err(map_error(&self.interface, "remove an entry", "access")),
+        }
+    }
+}
+
+fn map_key(ListKey { list, family, prefix }: &ListKey) -> Key<Data> {
+    let kind = match list.kind {
+        ListKind::Deny => 0,
+        ListKind::Allow => 2,
+    };
+    let family = match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
+    };
+    let number = list.vip.map_or(NO_VIP, slot) << 2 | kind | family;
+    let mut data = [0; 20];
+    let bytes = number.to_be_bytes().into_iter().chain(prefix.address().octets());
+    data.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+    Key::new(32 + u32::from(prefix.len()), data)
+}
