@@ -3,7 +3,7 @@
 //!
 //! Writes: entries, remote entries, SNAT ports, the clients table.
 
-use super::event::FlowUpdate;
+use super::event::{FlowUpdate, next_sequence};
 use super::locate::{Located, Remote, Tables};
 use super::state::{Step, Verdict};
 use crate::datapath::batch::Packet;
@@ -12,7 +12,7 @@ use crate::datapath::context::Context;
 use crate::datapath::snat;
 use crate::flow::entry::{FlowState, Pin, State};
 use crate::flow::table::{Hit, Slot};
-use crate::flow::writer::Full;
+use crate::flow::writer::{Full, Rank};
 use crate::forwarding::table::{Backend, BackendFlags};
 use crate::net::{BackendIndex, Forward, HashedKey, Protocol};
 use crate::stats::{FlowStats, WorkerStats};
@@ -199,11 +199,11 @@ impl Tables {
         entry: &Hit<'_>,
         flow: &HashedKey,
         backend: &Backend,
-        judge: impl Fn(&FlowState) -> FlowUpdate,
+        judge: impl Fn(&FlowState, Option<u32>) -> FlowUpdate,
         context: &Context<'_>,
     ) -> Option<(FlowState, FlowUpdate)> {
         let flow_state = &entry.flow_state;
-        let known = judge(flow_state);
+        let known = judge(flow_state, None);
         // After a termination the ports may be in use again, by a flow that is not terminated.
         if !flow_state.state().has(State::TERMINATED) && known.step.verdict != Verdict::Ended {
             let fresh = context.now.since(flow_state.last_seen()).0 < REMOTE_REFRESH.0;
@@ -211,7 +211,7 @@ impl Tables {
                 return Some((*flow_state, known));
             }
             if let Some(remote) = self.owned(flow, flow_state) {
-                let update = judge(&remote.pin.flow_state);
+                let update = judge(&remote.pin.flow_state, remote.pin.sequence);
                 if update.is_kept() {
                     let flow_state = self.store_remote(&remote, flow, &update, backend, context);
                     return Some((flow_state, update));
@@ -223,6 +223,32 @@ impl Tables {
         }
         self.remove(entry.slot, context);
         None
+    }
+
+    /// Returns the sequence number that a client's packet is compared with; `None` if its flow needs
+    /// no proof.
+    #[inline]
+    pub fn sequence(&self, hit: &Hit<'_>, packet: &Packet, backend: &Backend) -> Option<u32> {
+        let tcp = packet.flow.protocol() == Protocol::Tcp;
+        let needed = tcp && !backend.forward.translates() && hit.flow_state.state().is_doubted();
+        if needed { self.writer.sequence(hit.slot) } else { None }
+    }
+
+    /// Stores the sequence number that a flow keeps after a client's packet, if it changes. A flow
+    /// that has proven itself keeps none, and counts as pinned now.
+    #[cold]
+    pub fn renumber(
+        &self,
+        slot: Slot,
+        packet: &Packet,
+        update: &FlowUpdate,
+        context: &Context<'_>,
+    ) {
+        let before = self.writer.sequence(slot);
+        let after = next_sequence(packet, update.step.state, update.event, before);
+        if after != before {
+            self.writer.set_sequence(slot, after, context.now);
+        }
     }
 
     /// Adds a pin.
@@ -250,7 +276,8 @@ impl Tables {
     /// own flows, and of no established one.
     #[cold]
     fn make_room(&mut self, flow: &HashedKey, context: &Context<'_>) {
-        let Some(pin) = self.writer.evict(flow, context.now, is_unproven) else { return };
+        let rank = |protocol, pin: &Pin| rank(protocol, &pin.flow_state, context);
+        let Some(pin) = self.writer.evict(flow, context.now, rank) else { return };
         if pin.flow_state.state().has(State::REMOTE) {
             context.stats.flow_aliases.sub(1);
             return;
@@ -329,16 +356,28 @@ pub(super) fn count_removal(pin: &Pin, context: &Context<'_>) {
     }
 }
 
-/// Whether the client of a flow has not shown yet that it receives packets: TCP before the end of
-/// the handshake, other protocols after the first packets. A terminated flow keeps its pin, by which
-/// its ends are notified.
-fn is_unproven(protocol: Protocol, flow_state: &FlowState) -> bool {
+/// Returns the rank at which a full table gives up a flow; `None` for a flow that has proven itself.
+/// A terminated flow keeps its pin, by which its ends are notified.
+fn rank(protocol: Protocol, flow_state: &FlowState, context: &Context<'_>) -> Option<Rank> {
     let state = flow_state.state();
     let unproven = match protocol {
-        Protocol::Tcp => !state.has(State::ESTABLISHED),
+        // After a RST there is no connection, unless it was forged and the client goes on.
+        Protocol::Tcp => !state.has(State::ESTABLISHED) || state.has(State::RST),
         Protocol::Udp | Protocol::Any => state.has(State::FIRST),
     };
-    unproven && !state.has(State::TERMINATED)
+    match state.has(State::UNPROVEN) {
+        _ if state.has(State::TERMINATED) => None,
+        _ if unproven => Some(Rank::Unproven),
+        true => is_silent(flow_state, context).then_some(Rank::Silent),
+        false => None,
+    }
+}
+
+/// Whether a flow was idle for the time that a first packet's pin lives.
+fn is_silent(flow_state: &FlowState, context: &Context<'_>) -> bool {
+    let backend = context.table.pinned(flow_state.backend());
+    let idle = context.now.since(flow_state.last_seen());
+    backend.is_none_or(|backend| idle.0 > backend.timeouts.begun.0)
 }
 
 /// Whether this is the pin of a SYN without a reply (no packet of its backend was seen, nor another

@@ -151,7 +151,8 @@ impl Conntrack {
         if hit.flow_state.state().has(State::REMOTE) {
             return self.request_by_entry(&hit, packet, backend, context);
         }
-        let update = FlowUpdate::of_request(packet, &hit.flow_state, backend, context);
+        let sequence = self.tables.sequence(&hit, packet, backend);
+        let update = FlowUpdate::of_request(packet, &hit.flow_state, sequence, backend, context);
         match update.step.verdict {
             Verdict::Ended => {
                 self.end(&hit, packet.flow.protocol(), context);
@@ -165,6 +166,9 @@ impl Conntrack {
             }
             Verdict::Forward | Verdict::Reset => {
                 commit::store(&hit, &packet.flow, update.step, backend, context);
+                if sequence.is_some() {
+                    self.tables.renumber(hit.slot, packet, &update, context);
+                }
                 if !update.step.state.has(State::TERMINATED) {
                     commit::set_return_hop(&hit, packet, backend, context);
                 }
@@ -187,8 +191,9 @@ impl Conntrack {
             self.tables.remove(entry.slot, context);
             return self.request_elsewhere(packet, context);
         }
-        let judge =
-            |flow_state: &FlowState| FlowUpdate::of_request(packet, flow_state, backend, context);
+        let judge = |flow_state: &FlowState, sequence| {
+            FlowUpdate::of_request(packet, flow_state, sequence, backend, context)
+        };
         let flow = &packet.flow;
         let Some((flow_state, update)) = self.tables.refresh(entry, flow, backend, judge, context)
         else {
@@ -226,7 +231,8 @@ impl Conntrack {
         // now.
         let found = self.tables.find_elsewhere(&packet.flow, context, |_| true);
         let (remote, backend) = found.ok_or(miss)?;
-        let update = FlowUpdate::of_request(packet, &remote.pin.flow_state, backend, context);
+        let Pin { flow_state, sequence, .. } = &remote.pin;
+        let update = FlowUpdate::of_request(packet, flow_state, *sequence, backend, context);
         if update.is_kept() {
             context.stats.flows_found_elsewhere.add(1);
             snat::record_elsewhere(&remote.pin.flow_state, packet, context);
@@ -334,14 +340,14 @@ impl Conntrack {
             return self.answered_elsewhere(flow, origin, packet, context);
         };
         let judge =
-            |flow_state: &FlowState| reply_update(packet, flow, flow_state, backend, context);
+            |flow_state: &FlowState, _| reply_update(packet, flow, flow_state, backend, context);
         if hit.flow_state.state().has(State::REMOTE) {
             return match self.tables.refresh(&hit, flow, backend, judge, context) {
                 Some((flow_state, update)) => Some(replied(&update, &flow_state, backend)),
                 None => self.answered_elsewhere(flow, origin, packet, context),
             };
         }
-        let update = judge(&hit.flow_state);
+        let update = judge(&hit.flow_state, None);
         if (update.step.state.has(State::TERMINATED)
             || hit.flow_state.state().has(State::FIN_CLIENT))
             && let Some(newer) = self.answered_by_newer(hit.slot, flow, origin, packet, context)
@@ -460,7 +466,9 @@ impl Conntrack {
         let state = state::first(event::class(packet));
         let hop = packet.came_from(context.nic);
         let me = self.tables.me;
-        let mut pin = Pin::new(packet.vip, backend.id, state, me, &hop, context.now).by(rule);
+        let mut pin = Pin::new(packet.vip, backend.id, state, me, &hop, context.now)
+            .by(rule)
+            .with_sequence(event::first_sequence(packet, backend));
         if backend.forward == Forward::FullNat {
             let id = snat::bind(&mut self.tables.snat_allocator, packet, backend, context)?;
             pin = pin.with_snat_port(id);
