@@ -34,6 +34,7 @@ mod report;
 mod rules;
 mod scheduler;
 mod sections;
+mod share;
 mod split;
 mod state;
 mod steered;

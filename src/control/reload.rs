@@ -11,6 +11,7 @@ use crate::config::{
     Announce, Backend, Config, Damping, Drain, Health, Passive, Split, TcpHealth, Vip,
 };
 use crate::format::counted;
+use crate::forwarding::share::WHOLE;
 use crate::forwarding::sticky::Sticky;
 use crate::forwarding::tunnel::TunnelSources;
 use crate::forwarding::{FlowAction, Remember, Tunnels, quic_lb};
@@ -219,6 +220,7 @@ fn vip_changes(old: &Vip, new: &Vip, reported: &mut Vec<String>) {
     let on_idle = |idle| word(idle, ["silent", "reset"]);
     field("on_idle", on_idle(a.reset_idle), on_idle(b.reset_idle));
     field("mss", mss(a.mss), mss(b.mss));
+    field("table_share", table_share(a.table_share), table_share(b.table_share));
     let on_no_backend = |reject_no_backend| word(reject_no_backend, ["drop", "reject"]);
     field("on_no_backend", on_no_backend(a.reject_no_backend), on_no_backend(b.reject_no_backend));
     let proxy = |proxy| word(proxy, ["none", "v2"]);
@@ -342,6 +344,13 @@ fn join(items: &[impl Display]) -> String {
 /// Returns the configuration's word for false or true.
 fn word(value: bool, [no, yes]: [&str; 2]) -> String {
     if value { yes } else { no }.to_owned()
+}
+
+fn table_share(share: Option<u32>) -> String {
+    share.map_or_else(
+        || "a part of the common one".to_owned(),
+        |share| (f64::from(share) / f64::from(WHOLE)).to_string(),
+    )
 }
 
 fn mss(mss: Option<u16>) -> String {
@@ -485,7 +494,7 @@ pub(crate) mod tests {
     #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 25] = [
+        let rows: [(Change, &str); 26] = [
             (
                 |vip| {
                     let window = Duration::from_secs(5);
@@ -545,6 +554,10 @@ pub(crate) mod tests {
             (|vip| vip.name = "www".to_owned(), "VIP web renamed www"),
             (|vip| vip.policy.reset_idle = true, "VIP web: on_idle silent -> reset"),
             (|vip| vip.policy.reject_no_backend = true, "VIP web: on_no_backend drop -> reject"),
+            (
+                |vip| vip.policy.table_share = Some(125_000),
+                "VIP web: table_share a part of the common one -> 0.125",
+            ),
             (|vip| _ = vip.backends.pop(), "backend b of VIP web removed"),
             (
                 |vip| vip.backends.push(backend("c", 3)),

@@ -63,6 +63,8 @@ pub enum Rank {
 struct Victim<R> {
     hash: u64,
     now: Ticks,
+    /// Also while entries are free.
+    anywhere: bool,
     rank: R,
 }
 
@@ -164,8 +166,8 @@ impl FlowWriter {
     }
 
     /// Removes an entry to make room for a flow: among the entries that the flow's two buckets name,
-    /// the oldest of the highest rank; if there is none, and no entry at all is free, the next one of
-    /// the highest rank in a bounded number. Returns the removed entry.
+    /// the oldest of the highest rank; if there is none, and no entry at all is free (or `anywhere`),
+    /// the next one of the highest rank in a bounded number. Returns the removed entry.
     ///
     /// Cost: one look at up to 16 entries, and then at up to [`LOOKS`].
     #[cold]
@@ -173,10 +175,11 @@ impl FlowWriter {
         &mut self,
         key: &HashedKey,
         now: Ticks,
+        anywhere: bool,
         rank: impl Fn(Protocol, &Pin) -> Option<Rank>,
     ) -> Option<Pin> {
         let secret = self.table.secret();
-        let find = Victim { hash: key.hash, now, rank };
+        let find = Victim { hash: key.hash, now, anywhere, rank };
         if key.tuple.is_v4() {
             let number = self.v4.victim(&self.table.v4, &find)?;
             self.v4.remove(&self.table.v4, number, secret)
@@ -369,7 +372,7 @@ impl Free {
         if let Some((_, number)) = old.max() {
             return Some(number);
         }
-        if self.next(table).is_some() {
+        if self.next(table).is_some() && !find.anywhere {
             // The buckets are full, not the table.
             return None;
         }
@@ -763,7 +766,7 @@ mod tests {
             writer.add(number, 1).unwrap();
         }
         let new = writer.hashed(2000);
-        assert_eq!(writer.evict(&new, Ticks(0), |_, _| None), None);
+        assert_eq!(writer.evict(&new, Ticks(0), false, |_, _| None), None);
         assert_eq!(writer.add(2000, 1), Err(Full));
         // One of 1,000 may go: the search finds it after some flows.
         let slot = writer.find(500).unwrap();
@@ -773,7 +776,8 @@ mod tests {
         for rank in [Rank::Silent, Rank::Unproven] {
             let may_go =
                 |_: Protocol, pin: &Pin| pin.flow_state.state().has(State::RST).then_some(rank);
-            let found = (0..1000 / LOOKS + 1).find_map(|_| writer.evict(&new, Ticks(0), may_go));
+            let found =
+                (0..1000 / LOOKS + 1).find_map(|_| writer.evict(&new, Ticks(0), false, may_go));
             assert_eq!(found, Some(marked), "{rank:?}");
             if rank == Rank::Silent {
                 writer.insert(&writer.hashed(500), &marked).unwrap();
@@ -784,7 +788,7 @@ mod tests {
         // All may go: each new flow finds room at once.
         for number in (2002..3000).step_by(2) {
             let new = writer.hashed(number);
-            assert!(writer.evict(&new, Ticks(0), |_, _| Some(Rank::Unproven)).is_some());
+            assert!(writer.evict(&new, Ticks(0), false, |_, _| Some(Rank::Unproven)).is_some());
             writer.add(number, 3).unwrap();
         }
         assert_eq!(writer.len(), 2000);
@@ -809,7 +813,8 @@ mod tests {
             })
         };
         for number in (2000..2200).step_by(2) {
-            let pin = writer.evict(&writer.hashed(number), Ticks(u32::MAX / 2), rank).unwrap();
+            let pin =
+                writer.evict(&writer.hashed(number), Ticks(u32::MAX / 2), false, rank).unwrap();
             // All but some of 16 entries: nearly always one of them is of the higher rank.
             assert_eq!(pin.flow_state.state(), State::ESTABLISHED, "{number}");
         }

@@ -19,6 +19,7 @@ pub mod quic_lb;
 pub mod scheduler;
 pub mod server;
 mod service;
+pub mod share;
 mod spec;
 pub mod sticky;
 pub mod table;

@@ -1,5 +1,5 @@
 //! Part of the stage conntrack, commit: stores the changes of a packet, with a plain store in this
-//! worker's table, by compare-and-swap in the owner's. Adds, removes and counts pins.
+//! worker's table, by compare-and-swap in the owner's. Removes and counts pins.
 //!
 //! Writes: entries, remote entries, SNAT ports, the clients table.
 
@@ -12,7 +12,6 @@ use crate::datapath::context::Context;
 use crate::datapath::snat;
 use crate::flow::entry::{FlowState, Pin, State};
 use crate::flow::table::{Hit, Slot};
-use crate::flow::writer::{Full, Rank};
 use crate::forwarding::table::{Backend, BackendFlags};
 use crate::net::{BackendIndex, Forward, HashedKey, Protocol};
 use crate::stats::{FlowStats, WorkerStats};
@@ -179,10 +178,10 @@ impl Tables {
                 self.writer.update(old.slot, flow, &entry);
             }
             Some(_) => {}
-            // Remote entries leave the last eighth of the table to pins.
             None => {
-                let room = self.writer.used(flow) < self.writer.table().capacity() / 8 * 7;
-                if room && self.writer.insert(flow, &entry).is_ok() {
+                if self.has_remote_room(flow, pin.vip, context)
+                    && self.writer.insert(flow, &entry).is_ok()
+                {
                     context.stats.flow_aliases.add(1);
                 }
             }
@@ -249,42 +248,6 @@ impl Tables {
         if after != before {
             self.writer.set_sequence(slot, after, context.now);
         }
-    }
-
-    /// Adds a pin.
-    ///
-    /// # Errors
-    /// [`Full`]; the flow's SNAT port is then free again.
-    pub fn insert(
-        &mut self,
-        flow: &HashedKey,
-        pin: &Pin,
-        context: &Context<'_>,
-    ) -> Result<(), Full> {
-        if self.writer.insert(flow, pin).is_err() {
-            self.make_room(flow, context);
-            if let Err(full) = self.writer.insert(flow, pin) {
-                snat::release(&mut self.snat_allocator, pin, context);
-                return Err(full);
-            }
-        }
-        count_pinned(pin, context.stats);
-        Ok(())
-    }
-
-    /// Removes the pin of an unproven flow, so that a flood of first packets takes the place of its
-    /// own flows, and of no established one.
-    #[cold]
-    fn make_room(&mut self, flow: &HashedKey, context: &Context<'_>) {
-        let rank = |protocol, pin: &Pin| rank(protocol, &pin.flow_state, context);
-        let Some(pin) = self.writer.evict(flow, context.now, rank) else { return };
-        if pin.flow_state.state().has(State::REMOTE) {
-            context.stats.flow_aliases.sub(1);
-            return;
-        }
-        context.stats.flows_evicted.add(1);
-        snat::release(&mut self.snat_allocator, &pin, context);
-        count_gone(&pin, context.stats);
     }
 
     /// Removes an entry.
@@ -356,30 +319,6 @@ pub(super) fn count_removal(pin: &Pin, context: &Context<'_>) {
     }
 }
 
-/// Returns the rank at which a full table gives up a flow; `None` for a flow that has proven itself.
-/// A terminated flow keeps its pin, by which its ends are notified.
-fn rank(protocol: Protocol, flow_state: &FlowState, context: &Context<'_>) -> Option<Rank> {
-    let state = flow_state.state();
-    let unproven = match protocol {
-        // After a RST there is no connection, unless it was forged and the client goes on.
-        Protocol::Tcp => !state.has(State::ESTABLISHED) || state.has(State::RST),
-        Protocol::Udp | Protocol::Any => state.has(State::FIRST),
-    };
-    match state.has(State::UNPROVEN) {
-        _ if state.has(State::TERMINATED) => None,
-        _ if unproven => Some(Rank::Unproven),
-        true => is_silent(flow_state, context).then_some(Rank::Silent),
-        false => None,
-    }
-}
-
-/// Whether a flow was idle for the time that a first packet's pin lives.
-fn is_silent(flow_state: &FlowState, context: &Context<'_>) -> bool {
-    let backend = context.table.pinned(flow_state.backend());
-    let idle = context.now.since(flow_state.last_seen());
-    backend.is_none_or(|backend| idle.0 > backend.timeouts.begun.0)
-}
-
 /// Whether this is the pin of a SYN without a reply (no packet of its backend was seen, nor another
 /// one of its client), or of a datagram without one, where replies are seen.
 #[cold]
@@ -402,7 +341,7 @@ pub(super) fn count_pinned(pin: &Pin, stats: &WorkerStats) {
 }
 
 /// Updates the gauges after the removal of a pin.
-fn count_gone(pin: &Pin, stats: &WorkerStats) {
+pub(super) fn count_gone(pin: &Pin, stats: &WorkerStats) {
     stats.flows_active.sub(1);
     for counters in flow_stats(pin, stats) {
         counters.flows_active.sub(1);

@@ -8,6 +8,7 @@
 //! - [`locate`]: this worker's table, a remote entry in it, the tables of the other workers.
 //! - [`state`]: the state machine, a pure function; [`event`]: its input.
 //! - [`commit`]: a store in this worker's table, a compare-and-swap in the owner's.
+//! - [`room`]: an entry for a new flow, and a SNAT port.
 //! - [`sweep`]: expired pins and silent ends of terminated connections. [`snat_reply`]: replies to
 //!   SNAT ports.
 //!
@@ -22,6 +23,7 @@
 mod commit;
 mod event;
 mod locate;
+mod room;
 mod snat_reply;
 mod state;
 mod sweep;
@@ -470,7 +472,7 @@ impl Conntrack {
             .by(rule)
             .with_sequence(event::first_sequence(packet, backend));
         if backend.forward == Forward::FullNat {
-            let id = snat::bind(&mut self.tables.snat_allocator, packet, backend, context)?;
+            let id = self.tables.bind(packet, backend, context)?;
             pin = pin.with_snat_port(id);
         }
         self.tables.insert(&packet.flow, &pin, context).map_err(|_| Drop::TableFull)?;
