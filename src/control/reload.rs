@@ -11,6 +11,7 @@ use crate::config::{
     Announce, Backend, Config, Damping, Drain, Health, Passive, Split, TcpHealth, Vip,
 };
 use crate::format::counted;
+use crate::forwarding::new_flows::{NewFlows, PrefixBudget};
 use crate::forwarding::share::WHOLE;
 use crate::forwarding::sticky::Sticky;
 use crate::forwarding::tunnel::TunnelSources;
@@ -114,7 +115,26 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     };
     number("per_second", old.icmp.per_second, new.icmp.per_second);
     number("burst", old.icmp.burst, new.icmp.burst);
+    new_flow_changes(&old.new_flows, &new.new_flows, &mut reported);
     reported
+}
+
+fn new_flow_changes(old: &NewFlows, new: &NewFlows, reported: &mut Vec<String>) {
+    let rate = |rate: Option<u32>| rate.map_or_else(|| "no bound".to_owned(), |n| n.to_string());
+    let budget = |budget: Option<PrefixBudget>| {
+        budget.map_or_else(
+            || "no bound".to_owned(),
+            |PrefixBudget { v4, v6, per_second }| format!("{per_second} (v4 {v4}, v6 {v6})"),
+        )
+    };
+    for (name, a, b) in [
+        ("per_second", rate(old.per_second), rate(new.per_second)),
+        ("per_prefix", budget(old.per_prefix), budget(new.per_prefix)),
+    ] {
+        if a != b {
+            reported.push(format!("[new_flows] {name} {a} -> {b}"));
+        }
+    }
 }
 
 fn tunnel_changes(old: &Tunnels, new: &Tunnels, reported: &mut Vec<String>) {
@@ -445,6 +465,7 @@ pub(crate) mod tests {
             },
             full_nat: FullNat::default(),
             icmp: IcmpRate::default(),
+            new_flows: NewFlows::default(),
             control: Control {
                 socket: "/run/holdfast/control.sock".into(),
                 on_drained: Vec::new(),
@@ -489,6 +510,19 @@ pub(crate) mod tests {
         let mut new = old.clone();
         new.icmp = IcmpRate { per_second: 10, burst: 5 };
         assert_eq!(changes(&old, &new), ["[icmp] per_second 1000 -> 10", "[icmp] burst 50 -> 5"]);
+    }
+
+    #[test]
+    fn a_change_of_the_budgets_of_new_flows_is_told() {
+        let old = config(Vec::new());
+        let mut new = old.clone();
+        let per_prefix = Some(PrefixBudget { v4: 24, v6: 48, per_second: 7 });
+        new.new_flows = NewFlows { per_second: Some(9), per_prefix };
+        let told = [
+            "[new_flows] per_second no bound -> 9",
+            "[new_flows] per_prefix no bound -> 7 (v4 24, v6 48)",
+        ];
+        assert_eq!(changes(&old, &new), told);
     }
 
     #[test]

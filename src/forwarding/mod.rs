@@ -12,6 +12,7 @@ pub mod affinity;
 pub mod explain;
 pub mod listeners;
 pub mod local;
+pub mod new_flows;
 pub mod old_listeners;
 pub mod policy;
 pub mod publish;

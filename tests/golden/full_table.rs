@@ -1,6 +1,7 @@
 //! A full flow table: the flows that are dropped, those that go on without a pin, and pinned ones
 //! that stay.
 
+use holdfast::forwarding::new_flows::{NewFlows, PrefixBudget};
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
 use holdfast::forwarding::{FULL_SHARE, Local, Ports, Remember, SchedulerKind, Service, VipSpec};
 use holdfast::net::{Forward, Protocol};
@@ -320,5 +321,44 @@ fn a_flood_of_one_vip_leaves_the_snat_ports_of_another() {
         }
         assert_eq!((active(&rig, 0), active(&rig, 1)), (14, 2), "{handshake}");
         rig.assert_accounted();
+    }
+}
+
+/// Beyond a budget, new flows go by the hash where that is possible; pinned flows do not count.
+#[test]
+fn new_flows_over_their_budget_get_no_pin() {
+    let ten_of_all = NewFlows { per_second: Some(10), per_prefix: None };
+    let prefix = PrefixBudget { v4: 24, v6: 48, per_second: 10 };
+    let ten_of_each = NewFlows { per_second: None, per_prefix: Some(prefix) };
+    for budget in [ten_of_all, ten_of_each] {
+        for forward in [Forward::Dsr, Forward::Ipip, Forward::Nat, Forward::FullNat] {
+            let name = format!("{forward:?} {budget:?}");
+            let local = Local {
+                mtus: vec![1500],
+                tunnels: tunnels(),
+                new_flows: budget,
+                ..Local::default()
+            };
+            let mut rig = Rig::in_box(local, 1, 1, vec![spec(0, forward, Family::V4, 1, 5)]);
+            let placed: Vec<_> = LATER.map(|port| rig.backend_of(&segment(port, "S"))).collect();
+            let over = u64::from(LATER.end - LATER.start) - 10;
+            assert_eq!(active(&rig, 0), 10, "{name}");
+            let (dropped, unpinned) = match forward.translates() {
+                true => (over, 0),
+                false => (0, over),
+            };
+            assert_eq!(rig.drops(0, Drop::NewFlowLimit), dropped, "{name}");
+            assert_eq!(rig.stats(0).new_flow_limit_unpinned.get(), unpinned, "{name}");
+            for (port, &backend) in LATER.zip(&placed) {
+                assert_eq!(rig.backend_of(&segment(port, "A")), backend, "{name}: {port}");
+            }
+            assert_eq!(active(&rig, 0), 10, "{name}: no time has passed");
+            rig.advance(50);
+            for port in LATER {
+                rig.backend_of(&segment(port + 1000, "S"));
+            }
+            assert_eq!(active(&rig, 0), 15, "{name}: half a second later");
+            rig.assert_accounted();
+        }
     }
 }

@@ -46,6 +46,7 @@ use self::sweep::Sweep;
 use super::batch::{BATCH, Batch, Packet};
 use super::classify::answered_flow;
 use super::context::Context;
+use super::new_flows::NewFlowLimiter;
 use super::quic::ReplyOrigin;
 use super::reset::TxBacklog;
 use super::snat;
@@ -66,6 +67,7 @@ use crate::units::Ticks;
 #[derive(Debug)]
 pub struct Conntrack {
     tables: Tables,
+    new_flows: NewFlowLimiter,
     sweep: Sweep,
 }
 
@@ -92,7 +94,7 @@ impl Conntrack {
         };
         let snat_allocator = SnatAllocator::new(snat_table, me, &secret);
         let tables = Tables { writer, all: Arc::clone(&shared.flows), snat_allocator, me };
-        Some(Self { tables, sweep: Sweep::new(now) })
+        Some(Self { tables, new_flows: NewFlowLimiter::default(), sweep: Sweep::new(now) })
     }
 
     /// Creates the connection tracking of worker `me` in tables that were made for an explanation.
@@ -104,7 +106,7 @@ impl Conntrack {
     ) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
         let tables = Tables { writer, all: tables, snat_allocator, me };
-        Some(Self { tables, sweep: Sweep::new(now) })
+        Some(Self { tables, new_flows: NewFlowLimiter::default(), sweep: Sweep::new(now) })
     }
 
     /// Index of this worker.
@@ -448,6 +450,12 @@ impl Conntrack {
         context: &Context<'_>,
     ) -> bool {
         self.tables.is_pinned_anywhere(flow, backend, context)
+    }
+
+    /// Whether the budgets of new flows permit another pin for the sender of a packet.
+    #[inline]
+    pub fn admits(&mut self, packet: &Packet, context: &Context<'_>) -> bool {
+        self.new_flows.take(packet.flow.key().client, context)
     }
 
     /// Pins the packet's flow, which has no entry, to `backend`; a full-NAT flow gets a SNAT port.
