@@ -192,6 +192,8 @@ named! {
     VipRemoved = "vip_removed",
     /// The worker's flow table is full; established flows are not touched.
     TableFull = "table_full",
+    /// The flow would be new, and new flows are over their budget.
+    NewFlowLimit = "new_flow_limit",
     /// Every backend of the NAT VIP already has a flow from this client address and port.
     NatCollision = "nat_collision",
     /// Mode nat: the client is itself the only backend of the VIP that is in service.
@@ -297,6 +299,8 @@ pub struct WorkerStats {
     pub clients_full: Counter,
     /// Packets forwarded without a pin, as the table had no room for one.
     pub table_full_unpinned: Counter,
+    /// Packets forwarded without a pin, as new flows were over their budget.
+    pub new_flow_limit_unpinned: Counter,
     /// New flows of VIPs with watched sources.
     pub samples: Samples,
     /// Batches with at least one packet.
@@ -506,6 +510,7 @@ impl WorkerStats {
             bindings_v6: Counter::default(),
             clients_full: Counter::default(),
             table_full_unpinned: Counter::default(),
+            new_flow_limit_unpinned: Counter::default(),
             samples: Samples::default(),
             batches: Counter::default(),
             idle_polls: Counter::default(),
@@ -569,6 +574,7 @@ impl WorkerStats {
             bindings_v6,
             clients_full,
             table_full_unpinned,
+            new_flow_limit_unpinned,
             samples: _,
             batches: _,
             idle_polls: _,
@@ -608,6 +614,7 @@ impl WorkerStats {
             ("bindings_v6", bindings_v6.get()),
             ("clients_full", clients_full.get()),
             ("table_full_unpinned", table_full_unpinned.get()),
+            ("new_flow_limit_unpinned", new_flow_limit_unpinned.get()),
         ]
         .into_iter()
     }

@@ -347,6 +347,7 @@ fn config(vips: Vec<Vip>) -> Config {
         fragments: Fragments { timeout: Ticks(3000), datagrams: 64, parked: 0 },
         full_nat: FullNat::default(),
         icmp: Default::default(),
+        new_flows: Default::default(),
         control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
         state: holdfast::config::State { directory: None },
         tunnels: holdfast::forwarding::Tunnels::default(),

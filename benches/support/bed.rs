@@ -5,6 +5,7 @@
 
 use std::hint::black_box;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -282,7 +283,8 @@ impl Bed {
         self.stats.flows_active.get()
     }
 
-    /// Opens every flow, and completes its handshake.
+    /// Opens every flow, and completes its handshake: with NAT by the backend's packet too, else by
+    /// another one of the client, without which the flow is not proven.
     fn establish(&mut self) {
         let before = std::mem::replace(&mut self.clock, Clock::EveryPolls(u64::MAX));
         let end = self.first + self.flows;
@@ -292,10 +294,11 @@ impl Bed {
                 self.deliver(flow, |packets| &packets.syn);
             }
             self.poll_and_drop();
-            for flow in flows {
+            for flow in flows.clone() {
                 self.deliver(flow, |packets| &packets.request);
             }
             self.poll_and_note_backends();
+            self.prove(flows);
         }
         if self.case.traffic == Traffic::Fragment {
             for flow in self.first..self.first + self.flows.min(DATAGRAMS) {
@@ -305,6 +308,20 @@ impl Bed {
         }
         self.established = self.flows;
         self.clock = before;
+    }
+
+    /// Sends the packets that prove established flows.
+    fn prove(&mut self, flows: Range<u64>) {
+        if self.case.forward.translates() {
+            for flow in flows {
+                self.deliver_reply(flow - self.first);
+            }
+        } else {
+            for flow in flows {
+                self.deliver(flow, |packets| &packets.request);
+            }
+        }
+        self.poll_and_drop();
     }
 
     /// Opens flows until as many expire as are opened: steady state after five sweeps.

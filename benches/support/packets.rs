@@ -109,7 +109,9 @@ impl Template {
         (destination, destination_port): (IpAddr, u16),
         syn: bool,
     ) -> Self {
-        let mut header = TcpHeader::new(source_port, destination_port, 1_000, 65_000);
+        // Beyond the first byte after the SYN: a flow that goes on is proven.
+        let sequence = if syn { 1_000 } else { 1_002 };
+        let mut header = TcpHeader::new(source_port, destination_port, sequence, 65_000);
         (header.syn, header.ack) = (syn, !syn);
         let builder = PacketBuilder::ethernet2(source_mac, destination_mac);
         let (builder, payload) = match (source, destination) {

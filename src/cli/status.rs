@@ -503,6 +503,11 @@ fn totals(totals: &Totals, look: Look) -> Columns {
             totals.table_full_unpinned,
             "packets forwarded by the hash alone, as the flow table was full",
         ),
+        (
+            "over budget",
+            totals.new_flow_limit_unpinned,
+            "packets forwarded by the hash alone, as too many flows were new",
+        ),
         ("reset", totals.flows_reset, "flows that were cut, and their ends told"),
         ("resets sent", totals.resets_sent, "RST segments that told them"),
         ("probes sent", totals.probes_sent, "segments that made silent ends speak"),

@@ -12,6 +12,7 @@ use crate::flow::shared::TableSizes;
 use crate::flow::snat::SnatPool;
 use crate::flow::table::Families;
 use crate::forwarding::local::IcmpRate;
+use crate::forwarding::new_flows::NewFlows;
 use crate::forwarding::{FlowAction, Local, Ports, Secret, ServerId, Tunnels, VipPolicy};
 use crate::net::{AccessLists, Family, Forward, Network, NicIndex, Protocol};
 use crate::units::Ticks;
@@ -44,6 +45,8 @@ pub struct Config {
     pub tunnels: Tunnels,
     /// `[icmp]`.
     pub icmp: IcmpRate,
+    /// `[new_flows]`: of all workers together.
+    pub new_flows: NewFlows,
     /// `[control]`.
     pub control: Control,
     /// `[state]`.
@@ -67,7 +70,9 @@ impl Config {
     /// Returns the local addresses and limits of this box. `mtus` are the largest IP packets of
     /// each NIC in bytes, `macs` the MAC address of each NIC.
     pub fn local(&self, mtus: Vec<u16>, macs: Vec<[u8; 6]>) -> Local {
-        Local { mtus, macs, tunnels: self.tunnels, icmp: self.icmp, replaced_hops: Vec::new() }
+        let new_flows = self.new_flows.per_worker(self.workers.cores.len());
+        let (tunnels, icmp) = (self.tunnels, self.icmp);
+        Local { mtus, macs, tunnels, icmp, new_flows, replaced_hops: Vec::new() }
     }
 
     /// Returns the sizes of the tables that all workers share.

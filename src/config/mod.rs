@@ -24,6 +24,7 @@ mod icmp;
 mod key_path;
 pub mod machine;
 mod neighbours;
+mod new_flows;
 mod nic;
 mod passive;
 mod pin;
@@ -35,6 +36,7 @@ mod report;
 mod rules;
 mod scheduler;
 mod sections;
+mod share;
 mod split;
 mod state;
 mod steered;
@@ -170,6 +172,7 @@ fn check(report: &mut Report<'_>) -> Config {
     let vips = vips(document.remove("vip"), defaults, report);
     let fragments: fragments::RawFragments = table(&mut document, "fragments", report);
     let icmp: icmp::RawIcmp = table(&mut document, "icmp", report);
+    let new_flows: new_flows::RawNewFlows = table(&mut document, "new_flows", report);
     let control: control::RawControl = table(&mut document, "control", report);
     let state: state::RawState = table(&mut document, "state", report);
     let tunnel: tunnel::RawTunnel = table(&mut document, "tunnel", report);
@@ -177,7 +180,7 @@ fn check(report: &mut Report<'_>) -> Config {
     for key in document.keys() {
         let what = "unknown section or key";
         let fix = "the sections are: [workers], [[nic]], [[vip]], [access], [full_nat], [tunnel], [fragments], \
-             [icmp], [control], [state], [hash]";
+             [icmp], [new_flows], [control], [state], [hash]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
@@ -188,6 +191,7 @@ fn check(report: &mut Report<'_>) -> Config {
         full_nat,
         access: access.check(&root.key("access"), report),
         icmp: icmp.check(&root.key("icmp"), report),
+        new_flows: new_flows.check(&root.key("new_flows"), report),
         control: control.check(&root.key("control"), report),
         state: state.check(&root.key("state"), report),
         tunnels: tunnel.check(&root.key("tunnel"), report),

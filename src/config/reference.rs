@@ -116,6 +116,8 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["tunnel"], keys_of::<super::tunnel::RawTunnel>()),
         (&["access"], keys_of::<super::access::RawAccess>()),
         (&["icmp"], keys_of::<super::icmp::RawIcmp>()),
+        (&["new_flows"], keys_of::<super::new_flows::RawNewFlows>()),
+        (&["new_flows", "per_prefix"], keys_of::<super::new_flows::RawPrefixBudget>()),
         (&["hash"], keys_of::<super::hash::RawHash>()),
     ] {
         let keys: BTreeSet<String> = keys.into_iter().map(str::to_owned).collect();

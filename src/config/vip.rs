@@ -22,7 +22,7 @@ use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
 use super::sticky::{RawSticky, on_reentry, remember};
 use super::timeouts::RawTimeouts;
-use super::{pin, policy, quic};
+use super::{pin, policy, quic, share};
 use crate::forwarding::{Ports, VipPolicy};
 use crate::net::{Forward, Network, PortRange, Protocol};
 
@@ -47,6 +47,7 @@ pub(super) struct RawVip {
     damping: RawDamping,
     fail_open: Option<bool>,
     timeouts: RawTimeouts,
+    table_share: Option<f64>,
     sticky: Option<RawSticky>,
     on_reentry: Option<String>,
     drain: RawDrain,
@@ -229,6 +230,8 @@ impl RawVip {
             on_remove,
         };
         let pin = pin::check(self.pin, key_path, &needs, report);
+        let share_at = key_path.key("table_share");
+        let table_share = share::check(self.table_share, &share_at, pin, report);
         let passive_at = key_path.key("passive");
         let passive =
             self.passive.map(|raw| raw.check(&passive_at, (protocol, forward), pin, report));
@@ -276,6 +279,7 @@ impl RawVip {
                 reset_idle,
                 reject_no_backend,
                 proxy,
+                table_share,
                 mss,
                 quic: Box::default(),
             },

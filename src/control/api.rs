@@ -149,6 +149,8 @@ pub struct Totals {
     #[serde(default)]
     pub table_full_unpinned: u64,
     #[serde(default)]
+    pub new_flow_limit_unpinned: u64,
+    #[serde(default)]
     pub fragments_parked: u64,
     #[serde(default)]
     pub flows_reset: u64,

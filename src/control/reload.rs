@@ -11,6 +11,8 @@ use crate::config::{
     Announce, Backend, Config, Damping, Drain, Health, Passive, Split, TcpHealth, Vip,
 };
 use crate::format::counted;
+use crate::forwarding::new_flows::{NewFlows, PrefixBudget};
+use crate::forwarding::share::WHOLE;
 use crate::forwarding::sticky::Sticky;
 use crate::forwarding::tunnel::TunnelSources;
 use crate::forwarding::{FlowAction, Remember, Tunnels, quic_lb};
@@ -115,6 +117,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     };
     number("per_second", old.icmp.per_second, new.icmp.per_second);
     number("burst", old.icmp.burst, new.icmp.burst);
+    new_flow_changes(&old.new_flows, &new.new_flows, &mut reported);
     reported
 }
 
@@ -127,6 +130,24 @@ fn list_changes(scope: &str, old: &AccessLists, new: &AccessLists, reported: &mu
                 a.len(),
                 b.len()
             ));
+        }
+    }
+}
+
+fn new_flow_changes(old: &NewFlows, new: &NewFlows, reported: &mut Vec<String>) {
+    let rate = |rate: Option<u32>| rate.map_or_else(|| "no bound".to_owned(), |n| n.to_string());
+    let budget = |budget: Option<PrefixBudget>| {
+        budget.map_or_else(
+            || "no bound".to_owned(),
+            |PrefixBudget { v4, v6, per_second }| format!("{per_second} (v4 {v4}, v6 {v6})"),
+        )
+    };
+    for (name, a, b) in [
+        ("per_second", rate(old.per_second), rate(new.per_second)),
+        ("per_prefix", budget(old.per_prefix), budget(new.per_prefix)),
+    ] {
+        if a != b {
+            reported.push(format!("[new_flows] {name} {a} -> {b}"));
         }
     }
 }
@@ -234,6 +255,7 @@ fn vip_changes(old: &Vip, new: &Vip, reported: &mut Vec<String>) {
     let on_idle = |idle| word(idle, ["silent", "reset"]);
     field("on_idle", on_idle(a.reset_idle), on_idle(b.reset_idle));
     field("mss", mss(a.mss), mss(b.mss));
+    field("table_share", table_share(a.table_share), table_share(b.table_share));
     let on_no_backend = |reject_no_backend| word(reject_no_backend, ["drop", "reject"]);
     field("on_no_backend", on_no_backend(a.reject_no_backend), on_no_backend(b.reject_no_backend));
     let proxy = |proxy| word(proxy, ["none", "v2"]);
@@ -366,6 +388,13 @@ fn word(value: bool, [no, yes]: [&str; 2]) -> String {
     if value { yes } else { no }.to_owned()
 }
 
+fn table_share(share: Option<u32>) -> String {
+    share.map_or_else(
+        || "a part of the common one".to_owned(),
+        |share| (f64::from(share) / f64::from(WHOLE)).to_string(),
+    )
+}
+
 fn mss(mss: Option<u16>) -> String {
     mss.map_or_else(|| "as the ends say".to_owned(), |bytes| format!("at most {bytes}"))
 }
@@ -458,6 +487,7 @@ pub(crate) mod tests {
             },
             full_nat: FullNat::default(),
             icmp: IcmpRate::default(),
+            new_flows: NewFlows::default(),
             control: Control {
                 socket: "/run/holdfast/control.sock".into(),
                 on_drained: Vec::new(),
@@ -506,9 +536,22 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_change_of_the_budgets_of_new_flows_is_told() {
+        let old = config(Vec::new());
+        let mut new = old.clone();
+        let per_prefix = Some(PrefixBudget { v4: 24, v6: 48, per_second: 7 });
+        new.new_flows = NewFlows { per_second: Some(9), per_prefix };
+        let told = [
+            "[new_flows] per_second no bound -> 9",
+            "[new_flows] per_prefix no bound -> 7 (v4 24, v6 48)",
+        ];
+        assert_eq!(changes(&old, &new), told);
+    }
+
+    #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 25] = [
+        let rows: [(Change, &str); 26] = [
             (
                 |vip| {
                     let window = Duration::from_secs(5);
@@ -568,6 +611,10 @@ pub(crate) mod tests {
             (|vip| vip.name = "www".to_owned(), "VIP web renamed www"),
             (|vip| vip.policy.reset_idle = true, "VIP web: on_idle silent -> reset"),
             (|vip| vip.policy.reject_no_backend = true, "VIP web: on_no_backend drop -> reject"),
+            (
+                |vip| vip.policy.table_share = Some(125_000),
+                "VIP web: table_share a part of the common one -> 0.125",
+            ),
             (|vip| _ = vip.backends.pop(), "backend b of VIP web removed"),
             (
                 |vip| vip.backends.push(backend("c", 3)),

@@ -6,6 +6,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use super::token_bucket::TokenBucket;
 use crate::forwarding::local::IcmpRate;
 use crate::net::Address;
 use crate::units::Ticks;
@@ -15,40 +16,19 @@ use crate::units::Ticks;
 const NETWORKS: usize = 256;
 /// Divisor: one network gets 1/8 of the rate and of the burst.
 const PART: u32 = 8;
-/// Cost of one error in bucket units, equal to the ticks per second: a bucket regains `per_second`
-/// units per tick.
-const COST: u64 = 100;
-
-/// A token bucket, stored as the units in use: a bucket that was never used is full.
-#[derive(Debug, Clone, Copy, Default)]
-struct Bucket {
-    used: u64,
-    at: Ticks,
-}
-
-impl Bucket {
-    /// Adds the tokens of the time since the last call; returns whether a token is available.
-    fn refresh(&mut self, rate: IcmpRate, now: Ticks) -> bool {
-        let grown = u64::from(now.since(self.at).0) * u64::from(rate.per_second);
-        self.used = self.used.saturating_sub(grown);
-        self.at = now;
-        self.used + COST <= u64::from(rate.burst) * COST
-    }
-}
-
 /// The limiter of one worker.
 #[derive(Debug)]
 pub struct Limiter {
-    all: Bucket,
-    networks: Box<[Bucket; NETWORKS]>,
+    all: TokenBucket,
+    networks: Box<[TokenBucket; NETWORKS]>,
     hasher: RandomState,
 }
 
 impl Default for Limiter {
     fn default() -> Self {
         Self {
-            all: Bucket::default(),
-            networks: Box::new([Bucket::default(); NETWORKS]),
+            all: TokenBucket::default(),
+            networks: Box::new([TokenBucket::default(); NETWORKS]),
             hasher: RandomState::new(),
         }
     }
@@ -58,15 +38,18 @@ impl Limiter {
     /// Takes one token from both buckets, if an error to `source` may be sent now.
     pub fn take(&mut self, source: Address, rate: IcmpRate, now: Ticks) -> bool {
         let part = |whole: u32| (whole / PART).max(1.min(whole));
-        let share = IcmpRate { per_second: part(rate.per_second), burst: part(rate.burst) };
+        let (own_rate, own_burst) = (part(rate.per_second), part(rate.burst));
         let hash = self.hasher.hash_one(network(source)) % NETWORKS as u64;
         let place = usize::try_from(hash).unwrap_or_default();
         let Some(own) = self.networks.get_mut(place) else { return false };
-        if rate.per_second == 0 || !own.refresh(share, now) || !self.all.refresh(rate, now) {
+        if rate.per_second == 0
+            || !own.refresh(own_rate, own_burst, now)
+            || !self.all.refresh(rate.per_second, rate.burst, now)
+        {
             return false;
         }
-        own.used += COST;
-        self.all.used += COST;
+        own.take();
+        self.all.take();
         true
     }
 }

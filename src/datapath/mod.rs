@@ -27,6 +27,7 @@ pub mod fragments;
 pub mod icmp;
 pub mod limiter;
 pub mod local_reply;
+mod new_flows;
 pub mod parse;
 pub mod passes;
 pub mod path_mtu;
@@ -41,6 +42,7 @@ pub mod snat;
 pub mod target;
 #[cfg(test)]
 mod testing;
+mod token_bucket;
 pub mod transmit;
 pub mod unpinned;
 pub mod worker;

@@ -102,9 +102,13 @@ pub fn select<'t>(
             _ => Ok(Opened { target: Target { backend, snat_port: None }, flow: None }),
         };
     }
-    let target = match conntrack.pin(packet, backend, rule, context) {
-        Err(Drop::TableFull) => {
-            let target = without_pin(packet, (backend, rule), conntrack, context)?;
+    let pinned = match conntrack.admits(packet, context) {
+        true => conntrack.pin(packet, backend, rule, context),
+        false => Err(Drop::NewFlowLimit),
+    };
+    let target = match pinned {
+        Err(reason @ (Drop::TableFull | Drop::NewFlowLimit)) => {
+            let target = without_pin(packet, (backend, rule), reason, conntrack, context)?;
             return Ok(Opened { target, flow: None });
         }
         pinned => pinned?,
@@ -112,19 +116,20 @@ pub fn select<'t>(
     Ok(Opened { target, flow: Some(NewFlow { vip, rule, miss, client }) })
 }
 
-/// Returns the target of a packet after a failed insertion of its flow: the backend that each
-/// packet of the flow gets without a pin.
+/// Returns the target of a packet whose flow gets no pin for `reason`: the backend that each packet
+/// of the flow gets without a pin.
 ///
 /// There is one where no reply needs the entry, and a connection id or the hash alone chooses. A
 /// new flow goes where its later packets, which are chosen as mid-flow packets, will go: possibly
 /// to a backend in slow start, but not to a draining one, which takes no new flow.
 ///
 /// # Errors
-/// [`Drop::TableFull`].
+/// The reason.
 #[cold]
 fn without_pin<'t>(
     packet: &Packet,
     (chosen, rule): (&'t Backend, Rule),
+    reason: Drop,
     conntrack: &Conntrack,
     context: &Context<'t>,
 ) -> Result<Target<'t>, Drop> {
@@ -132,18 +137,23 @@ fn without_pin<'t>(
     let named = rule == Rule::QuicCid;
     let hashed = vip.scheduler.kind().is_pure_hash() && vip.policy.remember.is_none();
     if vip.forward.translates() || !(named || hashed) {
-        return Err(Drop::TableFull);
+        return Err(reason);
     }
     let backend = if rule == Rule::Scheduler && packet.flow.protocol() == Protocol::Tcp {
         let later =
             choose(&packet.flow.key(), Miss::NonSyn, vip, None, None, conntrack, context)?.0;
-        Some(later).filter(|later| later.takes_new).ok_or(Drop::TableFull)?
+        Some(later).filter(|later| later.takes_new).ok_or(reason)?
     } else {
         chosen
     };
-    context.stats.table_full_unpinned.add(1);
+    let stats = context.stats;
+    let (counter, why) = match reason {
+        Drop::NewFlowLimit => (&stats.new_flow_limit_unpinned, "new flows are over their budget"),
+        _ => (&stats.table_full_unpinned, "the flow table is full"),
+    };
+    counter.add(1);
     if let Some(trace) = context.trace {
-        let why = "the flow table is full, and the hash gives each packet of the flow this backend";
+        let why = format!("{why}, and the hash gives each packet of the flow this backend");
         trace.record("conntrack", "no pin", why);
     }
     Ok(Target { backend, snat_port: None })

@@ -44,10 +44,14 @@ impl State {
     pub const REMOTE: Self = Self(16);
     /// The flow is terminated: senders receive a RST. Never cleared.
     pub const TERMINATED: Self = Self(32);
-    /// A SYN-ACK of the backend was seen, or the flow had lost its pin (and so was answered
-    /// earlier); and no packet of the client since. UDP: the first datagram got a reply, and the
-    /// flow has not continued. In a terminated flow the bit counts probes.
+    /// A SYN-ACK of the backend was seen, and no packet of the client since. UDP: the first datagram
+    /// got a reply, and the flow has not continued. In a terminated flow the bit counts probes.
     pub const ANSWERED: Self = Self(64);
+    /// Only one end of the flow was seen. TCP: established by a client that anyone may have forged.
+    /// UDP: continued by the backend alone. In a terminated flow the bit counts probes.
+    pub const UNPROVEN: Self = Self(128);
+    /// TCP: the flow had lost its pin, and no proof of it was seen since.
+    pub const PICKED_UP: Self = Self::ANSWERED.with(Self::UNPROVEN);
     /// The lower of the two bits that count probes.
     const PROBE: u8 = 64;
     /// Highest count of probes.
@@ -77,8 +81,15 @@ impl State {
         if self.has(Self::TERMINATED) {
             self
         } else {
-            self.without(Self::ANSWERED).with(Self::TERMINATED)
+            self.without(Self::ANSWERED.with(Self::UNPROVEN)).with(Self::TERMINATED)
         }
+    }
+
+    /// Returns whether a TCP flow in this state must prove itself by the client's sequence numbers,
+    /// where replies are not seen.
+    #[inline]
+    pub const fn is_doubted(self) -> bool {
+        !self.has(Self::ESTABLISHED) || self.has(Self::UNPROVEN)
     }
 
     /// Returns the number of probes sent to a terminated flow.
@@ -242,7 +253,8 @@ impl fmt::Debug for FlowState {
 /// flow's end need.
 ///
 /// ```text
-/// created  created:32 vip:16 rule:4 (version:12)        ticks
+/// created  created:32 vip:16 0:1 rule:3 (version:12)         ticks
+///          sequence:32 vip:16 1:1 rule:3 (version:12)        until the flow has proven itself
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pin {
@@ -250,8 +262,11 @@ pub struct Pin {
     pub flow_state: FlowState,
     /// The VIP.
     pub vip: VipId,
-    /// Time at which the flow was pinned.
+    /// Time at which the flow was pinned; or, while it has a `sequence`, of its last packet.
     pub created: Ticks,
+    /// TCP, where replies are not seen, until the flow has proven itself: the sequence number that
+    /// its later ones are compared with.
+    pub sequence: Option<u32>,
     /// Rule by which the backend was chosen.
     pub rule: Rule,
 }
@@ -286,7 +301,7 @@ impl Rule {
     }
 
     const fn from_bits(bits: u64) -> Self {
-        match bits & 0xf {
+        match bits & 7 {
             1 => Self::Midflow,
             2 => Self::Sticky,
             3 => Self::Freest,
@@ -298,6 +313,8 @@ impl Rule {
 }
 
 const RULE_SHIFT: u32 = 12;
+/// Mark of a `created` word that has a sequence number.
+const SEQUENCE: u64 = 1 << 15;
 /// The bits of `created` that count writes; managed by the table.
 pub(super) const VERSION: u64 = 0xfff;
 
@@ -318,7 +335,7 @@ impl Pin {
                 | u64::from(backend.generation) << 32
                 | u64::from(now.0),
         };
-        Self { flow_state, vip, created: now, rule: Rule::default() }
+        Self { flow_state, vip, created: now, sequence: None, rule: Rule::default() }
     }
 
     /// Sets the time of the last packet.
@@ -346,21 +363,47 @@ impl Pin {
         Self { rule, ..self }
     }
 
+    /// Sets the sequence number that later ones are compared with.
+    #[must_use]
+    pub const fn with_sequence(self, sequence: Option<u32>) -> Self {
+        Self { sequence, ..self }
+    }
+
     /// Returns the `created` word without its version.
     pub(super) fn created(&self) -> u64 {
-        u64::from(self.created.0) << 32
-            | u64::from(self.vip.0) << 16
-            | (self.rule as u64) << RULE_SHIFT
+        let rest = u64::from(self.vip.0) << 16 | (self.rule as u64) << RULE_SHIFT;
+        with_sequence(rest, self.sequence, self.created)
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of a word")]
     pub(super) const fn from_words(flow_state: FlowState, created: u64) -> Self {
+        let sequence = sequence_of(created);
         Self {
             flow_state,
             vip: VipId((created >> 16) as u16),
-            created: Ticks((created >> 32) as u32),
+            created: if sequence.is_some() {
+                flow_state.last_seen()
+            } else {
+                Ticks((created >> 32) as u32)
+            },
+            sequence,
             rule: Rule::from_bits(created >> RULE_SHIFT),
         }
+    }
+}
+
+/// Returns the sequence number in a `created` word.
+#[expect(clippy::cast_possible_truncation, reason = "a field is cut out of a word")]
+pub(super) const fn sequence_of(created: u64) -> Option<u32> {
+    if created & SEQUENCE != 0 { Some((created >> 32) as u32) } else { None }
+}
+
+/// Replaces the first field of a `created` word by the sequence number or, without one, the time.
+pub(super) const fn with_sequence(word: u64, sequence: Option<u32>, created: Ticks) -> u64 {
+    let rest = word & (0xffff_ffff & !SEQUENCE);
+    match sequence {
+        Some(sequence) => (sequence as u64) << 32 | SEQUENCE | rest,
+        None => (created.0 as u64) << 32 | rest,
     }
 }
 

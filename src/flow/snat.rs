@@ -148,7 +148,7 @@ impl SnatTable {
             let mut mine = self.sources.of_worker(worker, workers, family);
             mine.find(|&id| self.read(id).is_none()).into_iter().collect()
         };
-        Ok((scratch, SnatAllocator { v4: mine(Family::V4), v6: mine(Family::V6) }))
+        Ok((scratch, SnatAllocator { v4: mine(Family::V4), v6: mine(Family::V6), hand: 0 }))
     }
 
     /// Frees the entries of a worker that `keep` does not select; before the worker runs.
@@ -337,6 +337,8 @@ fn decode(words: &[u64; 8]) -> Option<SnatFlow> {
 pub struct SnatAllocator {
     v4: VecDeque<SnatPort>,
     v6: VecDeque<SnatPort>,
+    /// Position of [`SnatAllocator::next`] among the ports.
+    hand: usize,
 }
 
 impl SnatAllocator {
@@ -356,7 +358,7 @@ impl SnatAllocator {
             all.rotate_left(usize::try_from(turn % len).unwrap_or_default());
             all
         };
-        Self { v4: mine(Family::V4), v6: mine(Family::V6) }
+        Self { v4: mine(Family::V4), v6: mine(Family::V6), hand: 0 }
     }
 
     /// Number of free ports of a family.
@@ -365,6 +367,14 @@ impl SnatAllocator {
             Family::V4 => self.v4.len(),
             Family::V6 => self.v6.len(),
         }
+    }
+
+    /// Returns the next port of a worker, free or not, in a round without end; `None` at its end.
+    pub fn next(&mut self, snat_table: &SnatTable, worker: u8, family: Family) -> Option<SnatPort> {
+        let (sources, workers) = (&snat_table.sources, snat_table.workers);
+        let id = sources.nth_of_worker(worker, workers, family, self.hand);
+        self.hand = if id.is_some() { self.hand + 1 } else { 0 };
+        id
     }
 
     /// Assigns the least recently freed port of a family; `None` if all are in use.

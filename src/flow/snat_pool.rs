@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use hashbrown::HashMap;
 
@@ -138,6 +138,30 @@ impl SnatPool {
         self.of_worker(worker, workers, family).count()
     }
 
+    /// Returns the SNAT port at a position of [`SnatPool::of_worker`], without a walk.
+    pub(super) fn nth_of_worker(
+        &self,
+        worker: u8,
+        workers: u8,
+        family: Family,
+        nth: usize,
+    ) -> Option<SnatPort> {
+        let numbers = self.numbers(family);
+        let number = numbers.start.checked_add(nth.checked_rem(numbers.len())?)?;
+        let step = usize::from(workers.max(1));
+        let mut first = (usize::from(self.first)..).take(step);
+        let first = first.find(|port| port % step == usize::from(worker))?;
+        let port = first.checked_add(nth.checked_div(numbers.len())?.checked_mul(step)?)?;
+        let number = u16::try_from(number).ok()?;
+        let id = SnatPort(u32::from(number) << 16 | u32::from(u16::try_from(port).ok()?));
+        self.place(id).map(|_| id)
+    }
+
+    /// Numbers of the addresses of one family.
+    fn numbers(&self, family: Family) -> Range<usize> {
+        if family.is_v4() { 0..self.v4 } else { self.v4..self.addresses.len() }
+    }
+
     /// Returns a worker's SNAT ports of one family: port by port, so that consecutive ones have
     /// different addresses.
     pub(super) fn of_worker(
@@ -146,7 +170,7 @@ impl SnatPool {
         workers: u8,
         family: Family,
     ) -> impl Iterator<Item = SnatPort> + '_ {
-        let numbers = if family.is_v4() { 0..self.v4 } else { self.v4..self.addresses.len() };
+        let numbers = self.numbers(family);
         let ports = (self.first..=u16::MAX).take(self.ports);
         let mine = ports.filter(move |&port| owner(port, workers) == worker);
         mine.flat_map(move |port| {
@@ -188,6 +212,9 @@ mod tests {
                         let ids: Vec<SnatPort> =
                             sources.of_worker(worker, workers, family).collect();
                         assert_eq!(ids.len(), sources.share(worker, workers, family));
+                        let nth = |nth| sources.nth_of_worker(worker, workers, family, nth);
+                        assert!((0..ids.len()).map(nth).eq(ids.iter().copied().map(Some)));
+                        assert_eq!(nth(ids.len()), None);
                         of += ids.len();
                         for id in ids {
                             let (address, port) = sources.source(id).unwrap();

@@ -50,24 +50,35 @@ struct Free {
     hand: u32,
 }
 
-/// Search for an entry that may be removed for a flow with this hash.
-struct Victim<M> {
-    hash: u64,
-    now: Ticks,
-    may_go: M,
+/// Order in which entries make room for others: higher ones go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// The flow has proven little, and is silent.
+    Silent,
+    /// The flow has not proven itself.
+    Unproven,
 }
 
-impl<M: Fn(Protocol, &FlowState) -> bool> Victim<M> {
-    /// Returns the age of an entry, if it may be removed. Not its silence: a flood's flows would
-    /// stay young by the SYN-ACKs that backends repeat.
-    fn age<F: Family>(&self, table: &FamilyTable<F>, number: u32) -> Option<u32> {
+/// Search for an entry that may be removed for a flow with this hash.
+struct Victim<R> {
+    hash: u64,
+    now: Ticks,
+    /// Also while entries are free.
+    anywhere: bool,
+    rank: R,
+}
+
+impl<R: Fn(Protocol, &Pin) -> Option<Rank>> Victim<R> {
+    /// Returns the rank and the age of an entry, if it may be removed. Not its silence: a flood's
+    /// flows would stay young by the SYN-ACKs that backends repeat.
+    fn rank<F: Family>(&self, table: &FamilyTable<F>, number: u32) -> Option<(Rank, u32)> {
         let entry = table.entry(number)?;
         // Relaxed: other threads write only times and states of the entry.
         let protocol = protocol_of(F::common(entry).tail.load(Ordering::Relaxed))?;
-        let flow_state = flow_state_of::<F>(entry);
         let created = table.creations.get(number as usize)?.load(Ordering::Relaxed);
-        let age = self.now.since(Pin::from_words(flow_state, created).created).0;
-        (self.may_go)(protocol, &flow_state).then_some(age)
+        let pin = Pin::from_words(flow_state_of::<F>(entry), created);
+        let age = self.now.since(pin.created).0;
+        (self.rank)(protocol, &pin).map(|rank| (rank, age))
     }
 }
 
@@ -155,8 +166,8 @@ impl FlowWriter {
     }
 
     /// Removes an entry to make room for a flow: among the entries that the flow's two buckets name,
-    /// the oldest of those for which `may_go` holds; if no entry at all is
-    /// free, else the next such entry of a bounded number. Returns the removed entry.
+    /// the oldest of the highest rank; if there is none, and no entry at all is free (or `anywhere`),
+    /// the next one of the highest rank in a bounded number. Returns the removed entry.
     ///
     /// Cost: one look at up to 16 entries, and then at up to [`LOOKS`].
     #[cold]
@@ -164,16 +175,43 @@ impl FlowWriter {
         &mut self,
         key: &HashedKey,
         now: Ticks,
-        may_go: impl Fn(Protocol, &FlowState) -> bool,
+        anywhere: bool,
+        rank: impl Fn(Protocol, &Pin) -> Option<Rank>,
     ) -> Option<Pin> {
         let secret = self.table.secret();
-        let find = Victim { hash: key.hash, now, may_go };
+        let find = Victim { hash: key.hash, now, anywhere, rank };
         if key.tuple.is_v4() {
             let number = self.v4.victim(&self.table.v4, &find)?;
             self.v4.remove(&self.table.v4, number, secret)
         } else {
             let number = self.v6.victim(&self.table.v6, &find)?;
             self.v6.remove(&self.table.v6, number, secret)
+        }
+    }
+
+    /// Returns the sequence number of a pin ([`Pin::sequence`]), if it has one.
+    #[cold]
+    pub fn sequence(&self, slot: Slot) -> Option<u32> {
+        // Relaxed: only this thread writes it.
+        let created = self.creation(slot)?.load(Ordering::Relaxed);
+        entry::sequence_of(created)
+    }
+
+    /// Replaces the sequence number of a pin; without one, the pin counts as created at `now`.
+    #[cold]
+    pub fn set_sequence(&self, slot: Slot, sequence: Option<u32>, now: Ticks) {
+        let Some(created) = self.creation(slot) else { return };
+        let old = created.load(Ordering::Relaxed);
+        // Relaxed: no other word changes. A reader that sees two values reads again.
+        created.store(entry::with_sequence(old, sequence, now), Ordering::Relaxed);
+    }
+
+    fn creation(&self, slot: Slot) -> Option<&AtomicU64> {
+        let number = slot.number() as usize;
+        if slot.is_v6() {
+            self.table.v6.creations.get(number)
+        } else {
+            self.table.v4.creations.get(number)
         }
     }
 
@@ -322,7 +360,7 @@ impl Free {
     fn victim<F: Family>(
         &mut self,
         table: &FamilyTable<F>,
-        find: &Victim<impl Fn(Protocol, &FlowState) -> bool>,
+        find: &Victim<impl Fn(Protocol, &Pin) -> Option<Rank>>,
     ) -> Option<u32> {
         let (view, tag) = (table.view(), tag_of(find.hash));
         let first = view.first_bucket(find.hash);
@@ -330,19 +368,35 @@ impl Free {
         let lines = buckets.into_iter().filter_map(|bucket| table.buckets.get(bucket));
         let named = lines.flat_map(|line| (0..SLOTS).map(|slot| bucket::content(line, slot)));
         let numbers = named.filter(|&(tag, _)| tag != 0).map(|(_, number)| number);
-        let old = numbers.filter_map(|number| Some((find.age(table, number)?, number)));
+        let old = numbers.filter_map(|number| Some((find.rank(table, number)?, number)));
         if let Some((_, number)) = old.max() {
             return Some(number);
         }
-        if self.next(table).is_some() {
+        if self.next(table).is_some() && !find.anywhere {
             // The buckets are full, not the table.
             return None;
         }
-        (0..LOOKS).find_map(|_| {
+        self.next_victim(table, find)
+    }
+
+    /// Moves the hand to the next entry of the highest rank, or by [`LOOKS`] entries; returns the
+    /// first one of the highest rank that it has met.
+    fn next_victim<F: Family>(
+        &mut self,
+        table: &FamilyTable<F>,
+        find: &Victim<impl Fn(Protocol, &Pin) -> Option<Rank>>,
+    ) -> Option<u32> {
+        let mut silent = None;
+        for _ in 0..LOOKS {
             let number = self.hand;
             self.hand = if number + 1 >= self.unused { 0 } else { number + 1 };
-            find.age(table, number).map(|_| number)
-        })
+            match find.rank(table, number) {
+                Some((Rank::Unproven, _)) => return Some(number),
+                Some((Rank::Silent, _)) => silent = silent.or(Some(number)),
+                None => {}
+            }
+        }
+        silent
     }
 
     fn remove<F: Family>(
@@ -712,25 +766,79 @@ mod tests {
             writer.add(number, 1).unwrap();
         }
         let new = writer.hashed(2000);
-        assert_eq!(writer.evict(&new, Ticks(0), |_, _| false), None);
+        assert_eq!(writer.evict(&new, Ticks(0), false, |_, _| None), None);
         assert_eq!(writer.add(2000, 1), Err(Full));
         // One of 1,000 may go: the search finds it after some flows.
         let slot = writer.find(500).unwrap();
         let pin = writer.table.read(slot).unwrap().pin;
         let marked = Pin { flow_state: pin.flow_state.with_state(State::RST), ..pin };
         writer.update(slot, &writer.hashed(500), &marked);
-        let may_go = |_: Protocol, flow_state: &FlowState| flow_state.state().has(State::RST);
-        let found = (0..1000 / LOOKS + 1).find_map(|_| writer.evict(&new, Ticks(0), may_go));
-        assert_eq!(found, Some(marked));
+        for rank in [Rank::Silent, Rank::Unproven] {
+            let may_go =
+                |_: Protocol, pin: &Pin| pin.flow_state.state().has(State::RST).then_some(rank);
+            let found =
+                (0..1000 / LOOKS + 1).find_map(|_| writer.evict(&new, Ticks(0), false, may_go));
+            assert_eq!(found, Some(marked), "{rank:?}");
+            if rank == Rank::Silent {
+                writer.insert(&writer.hashed(500), &marked).unwrap();
+            }
+        }
         assert_eq!((writer.found(500), writer.len()), (None, 1999));
         writer.add(2000, 2).unwrap();
         // All may go: each new flow finds room at once.
         for number in (2002..3000).step_by(2) {
             let new = writer.hashed(number);
-            assert!(writer.evict(&new, Ticks(0), |_, _| true).is_some());
+            assert!(writer.evict(&new, Ticks(0), false, |_, _| Some(Rank::Unproven)).is_some());
             writer.add(number, 3).unwrap();
         }
         assert_eq!(writer.len(), 2000);
+    }
+
+    /// Of the entries of a flow's buckets, the highest rank goes, however young it is.
+    #[test]
+    fn the_rank_of_an_entry_counts_before_its_age() {
+        let mut writer = table(1000);
+        for number in (0..2000).step_by(2) {
+            let key = writer.hashed(number);
+            let age = Ticks(u32::MAX / 2 - number);
+            let state = if number < 1000 { State::ESTABLISHED } else { State(0) };
+            let pin = Pin { created: age, ..pin(1) };
+            let flow_state = pin.flow_state.with_state(state);
+            writer.insert(&key, &Pin { flow_state, ..pin }).unwrap();
+        }
+        let rank = |_: Protocol, pin: &Pin| {
+            Some(match pin.flow_state.state() {
+                State::ESTABLISHED => Rank::Unproven,
+                _ => Rank::Silent,
+            })
+        };
+        for number in (2000..2200).step_by(2) {
+            let pin =
+                writer.evict(&writer.hashed(number), Ticks(u32::MAX / 2), false, rank).unwrap();
+            // All but some of 16 entries: nearly always one of them is of the higher rank.
+            assert_eq!(pin.flow_state.state(), State::ESTABLISHED, "{number}");
+        }
+    }
+
+    #[test]
+    fn a_sequence_number_takes_the_place_of_the_time_until_it_goes() {
+        let mut writer = table(8);
+        for number in [0, 1] {
+            let key = writer.hashed(number);
+            let first = pin(1).with_sequence(Some(u32::MAX)).by(entry::Rule::QuicCid);
+            let slot = writer.insert(&key, &first).unwrap();
+            let read = writer.get(slot).unwrap();
+            assert_eq!(
+                (read.sequence, read.created),
+                (Some(u32::MAX), read.flow_state.last_seen())
+            );
+            assert_eq!(writer.sequence(slot), Some(u32::MAX));
+            writer.set_sequence(slot, Some(7), Ticks(9));
+            assert_eq!(writer.get(slot).unwrap().sequence, Some(7));
+            writer.set_sequence(slot, None, Ticks(9));
+            let last = writer.get(slot).unwrap();
+            assert_eq!(last, Pin { created: Ticks(9), sequence: None, ..first });
+        }
     }
 
     /// A later process takes the table over from its file: every flow is there, except those that

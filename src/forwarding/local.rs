@@ -1,6 +1,7 @@
 //! Properties of the local box, independent of VIPs.
 
 use super::Tunnels;
+use super::new_flows::NewFlows;
 use crate::net::{Family, NextHop, NicIndex};
 
 /// Maximum length of an IP packet, in bytes, for a NIC without a known limit.
@@ -17,6 +18,8 @@ pub struct Local {
     pub macs: Vec<[u8; 6]>,
     /// Rate limit of ICMP errors, per worker.
     pub icmp: IcmpRate,
+    /// Budgets of new flows, per worker.
+    pub new_flows: NewFlows,
     /// Return hops that no longer lead to their clients; mostly none.
     pub replaced_hops: Vec<ReplacedHop>,
 }

@@ -35,6 +35,9 @@ pub struct VipPolicy {
     pub reject_no_backend: bool,
     /// Full NAT and TCP: whether backends receive the client's address by the PROXY protocol.
     pub proxy: bool,
+    /// Guaranteed share of each worker's flow table and SNAT ports, in parts per million; `None`: a
+    /// part of the [common one](super::share).
+    pub table_share: Option<u32>,
     /// TCP: maximum segment size in bytes of data; the MSS option of both ends is lowered to it.
     pub mss: Option<u16>,
     /// QUIC-LB configurations, by rotation, for [`Affinity::QuicCid`]; empty: connection ids are
@@ -58,6 +61,7 @@ impl Default for VipPolicy {
             // other host to try.
             reject_no_backend: true,
             proxy: false,
+            table_share: None,
             mss: None,
             quic: Box::default(),
         }

@@ -13,6 +13,7 @@ use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
 use super::server::Server;
 use super::service::{FlowAction, Miss, Service};
+use super::share::{Shares, shares};
 use super::spec::{BackendSpec, FULL_SHARE, VipSpec};
 use super::sticky::{Hold, Reentry, Sticky};
 use super::tunnel::Entropy;
@@ -68,6 +69,8 @@ pub struct Vip {
     pub scheduler: Built,
     /// Scheduler for returning clients, where they get the freest backend.
     pub freest: Option<LeastConnections>,
+    /// Shares of the workers' tables.
+    pub shares: Shares,
     /// Client addresses with flows spread over several backends.
     pub splits: Splits,
     /// Whether workers report its new flows as samples.
@@ -220,8 +223,8 @@ impl ForwardingTable {
             old: OldListeners::default(),
         };
         let previous = previous.filter(|previous| previous.secret == secret);
-        for spec in specs {
-            table.add(spec, previous.and_then(|previous| previous.vip(spec.id)));
+        for (spec, shares) in specs.iter().zip(shares(specs)) {
+            table.add(spec, shares, previous.and_then(|previous| previous.vip(spec.id)));
         }
         table
     }
@@ -342,7 +345,7 @@ impl ForwardingTable {
         self.tunnel_ends.get(&address).copied().map(PathKey::new)
     }
 
-    fn add(&mut self, spec: &VipSpec, previous: Option<&Vip>) {
+    fn add(&mut self, spec: &VipSpec, shares: Shares, previous: Option<&Vip>) {
         for &ports in spec.ports.ranges() {
             let listen = Listen { network: spec.address, protocol: spec.protocol, ports };
             self.listeners.add(listen, spec.id);
@@ -361,7 +364,7 @@ impl ForwardingTable {
                 self.tunnel_ends.insert(backend.address.into());
             }
         }
-        place(&mut self.vips, spec.id.0, Vip::new(spec, &self.secret, previous));
+        place(&mut self.vips, spec.id.0, Vip { shares, ..Vip::new(spec, &self.secret, previous) });
     }
 
     /// A backend, with its MTU limited to that of its NIC.
@@ -434,6 +437,7 @@ impl Vip {
             freest: freest.map(|_| LeastConnections::build(scheduler.candidates())),
             scheduler,
             splits: spec.splits.clone(),
+            shares: Shares::default(),
             sampled: spec.sampled,
             quic: quic_ids(spec),
             names,

@@ -36,10 +36,10 @@ impl Flood {
     }
 }
 
-/// Share of honest connections that must succeed, in per cent: a bound for a slow and busy machine.
-/// Without room made by unproven flows, hardly any does.
+/// Share of honest connections to the attacked VIP that must succeed, in per cent. Without room made
+/// by unproven flows, hardly any does.
 fn bound(vip: &Vip) -> usize {
-    if vip.forward == "nat" { 75 } else { 90 }
+    if vip.forward == "nat" { 80 } else { 95 }
 }
 
 #[test]
@@ -48,6 +48,8 @@ fn a_flood_of_first_packets_harms_no_established_and_no_honest_client() {
     let attacked = [
         ("syn", vip("dsr", Family::V4, false)),
         ("ack", vip("dsr", Family::V4, false)),
+        // Where replies are not seen, forged flows can look established.
+        ("handshake", vip("ipip", Family::V4, false)),
         ("syn", vip("nat", Family::V4, false)),
         ("ack", vip("nat", Family::V4, false)),
         ("udp", vip("nat", Family::V4, true)),
@@ -66,8 +68,10 @@ fn a_flood_of_first_packets_harms_no_established_and_no_honest_client() {
         transfer.backend();
 
         let mut flood = Flood::start(&lab, kind, &attacked);
-        // The table is full before the honest clients come.
-        holdfast.wait_until("flows are evicted", |status| status.totals.flows_evicted > 0);
+        // The flood has all of the table that it can get before the honest clients come.
+        holdfast.wait_until("flows find no room", |status| {
+            status.totals.flows_evicted + status.totals.table_full_unpinned > 0
+        });
         let honest = match attacked.udp {
             true => udp_requests(&lab, &attacked, HONEST),
             false => requests(&lab, &attacked, 1, HONEST),
@@ -76,15 +80,18 @@ fn a_flood_of_first_packets_harms_no_established_and_no_honest_client() {
         println!("{name}: {} and {} of {HONEST} failed", honest.failed, others.failed);
         assert!(flood.is_running(), "{name}: the flood ended before the requests did");
         assert!(honest.failed * 100 <= HONEST * (100 - bound(&attacked)), "{name}: {honest:?}");
-        // A server that echoes a flood makes its flows established: they fill the table of all VIPs.
-        let bound = if attacked.udp { HONEST / 3 } else { HONEST / 7 };
-        assert!(others.failed <= bound, "{name}, the other VIP: {others:?}");
+        assert!(others.failed * 100 <= HONEST, "{name}, the other VIP: {others:?}");
         for (talk, backend) in talks.iter_mut().zip(&backends) {
             assert_eq!(talk.ask(), *backend, "{name}: an established connection");
         }
         assert!(transfer.goes_on(), "{name}: the transfer ended before the flood");
         assert!(transfer.ends_well(), "{name}: an established transfer");
         drop(flood);
+        let after = match attacked.udp {
+            true => udp_requests(&lab, &attacked, 10),
+            false => requests(&lab, &attacked, 1, 10),
+        };
+        assert_eq!(after.failed, 0, "{name}, after the flood: {after:?}");
         holdfast.stop();
     }
 }

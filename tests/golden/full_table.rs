@@ -1,8 +1,9 @@
 //! A full flow table: the flows that are dropped, those that go on without a pin, and pinned ones
 //! that stay.
 
+use holdfast::forwarding::new_flows::{NewFlows, PrefixBudget};
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
-use holdfast::forwarding::{FULL_SHARE, Local, Remember, SchedulerKind, Service, VipSpec};
+use holdfast::forwarding::{FULL_SHARE, Local, Ports, Remember, SchedulerKind, Service, VipSpec};
 use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Drop;
 use holdfast::units::Ticks;
@@ -203,6 +204,160 @@ fn a_connection_without_a_pin_is_not_torn_apart_by_a_drain_or_a_slow_start() {
                 assert_eq!(refused, 0);
                 assert!(to_1 > 30, "{to_1}");
             }
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// A VIP like another one, on a port of its own.
+fn beside(forward: Forward) -> Vec<VipSpec> {
+    let other = VipSpec { ports: Ports::of(&[81]), ..spec(1, forward, Family::V4, 1, 5) };
+    vec![spec(0, forward, Family::V4, 1, 5), other]
+}
+
+/// Opens a flow to a port of the VIP, and completes its handshake; returns whether its SYN was sent.
+fn open(rig: &mut Rig, from: u16, port: u16, handshake: bool) -> bool {
+    let sent = rig.send(0, 0, &tcp(Family::V4, from, port, "S"));
+    let Some(syn) = sent.first() else { return false };
+    if handshake {
+        if syn.destination().1 == 8080 {
+            rig.send(0, 0, &syn.reply("SA"));
+        }
+        rig.send(0, 0, &tcp(Family::V4, from, port, "A"));
+    }
+    true
+}
+
+fn active(rig: &Rig, vip: usize) -> u64 {
+    rig.stats(0).vips[vip].flows_active.get()
+}
+
+/// Whether the flood is answered or not. Of 64 entries, an eighth is the share of each VIP.
+#[test]
+fn a_flood_of_one_vip_takes_no_share_of_another() {
+    for forward in [Forward::Nat, Forward::FullNat, Forward::Dsr] {
+        for handshake in [false, true] {
+            let name = format!("{forward:?}, with a handshake: {handshake}");
+            let mut rig = Rig::in_box_with_flows(Local::default(), 64, beside(forward));
+            for port in LATER {
+                open(&mut rig, port, 80, handshake);
+            }
+            assert_eq!((active(&rig, 0), active(&rig, 1)), (56, 0), "{name}");
+            for number in 0..8 {
+                assert!(open(&mut rig, 3000 + number, 81, false), "{name}: {number}");
+                open(&mut rig, 4000 + number, 80, handshake);
+            }
+            assert_eq!((active(&rig, 0), active(&rig, 1)), (56, 8), "{name}");
+            for port in LATER {
+                open(&mut rig, port + 1000, 80, handshake);
+            }
+            assert_eq!(active(&rig, 1), 8, "{name}: they stay");
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// A VIP over its share gives way to no other: its established flows stay.
+#[test]
+fn a_vip_may_use_what_the_shares_of_the_others_leave() {
+    let mut vips = beside(Forward::Nat);
+    vips[1].policy.table_share = Some(500_000);
+    let mut rig = Rig::in_box_with_flows(Local::default(), 64, vips);
+    for port in LATER {
+        open(&mut rig, port, 80, true);
+    }
+    // A half is set for the other VIP, and the common quarter is this one's.
+    assert_eq!(active(&rig, 0), 32);
+    for port in LATER {
+        open(&mut rig, port + 1000, 81, true);
+    }
+    assert_eq!((active(&rig, 0), active(&rig, 1)), (32, 32));
+    rig.assert_accounted();
+}
+
+fn full_nat(ports: u16, vips: Vec<VipSpec>) -> Rig {
+    Rig::with_ports(1, 1, 4096, 20_000..=19_999 + ports, vips)
+}
+
+/// A flood takes the SNAT ports of its own flows; established ones keep theirs.
+#[test]
+fn unproven_flows_give_up_their_snat_ports() {
+    let mut rig = full_nat(16, vec![spec(0, Forward::FullNat, Family::V4, 1, 5)]);
+    let none = |rig: &Rig| rig.drops(0, Drop::NoSourcePort);
+    for port in 1000..1004 {
+        assert!(open(&mut rig, port, 80, true));
+    }
+    for port in LATER {
+        assert!(open(&mut rig, port, 80, false), "{port} finds no SNAT port");
+    }
+    assert_eq!((none(&rig), active(&rig, 0)), (0, 16));
+    assert_eq!(rig.stats(0).flows_evicted.get(), u64::from(LATER.end - LATER.start) - 12);
+    for port in 1000..1004 {
+        assert!(rig.backend_of(&segment(port, "A")).is_some());
+    }
+    assert_eq!(rig.stats(0).flows_by_hash.get(), 0, "established flows keep their pins");
+    // Once all are established, there is none to give up.
+    for port in 5000..5012 {
+        assert!(open(&mut rig, port, 80, true));
+    }
+    assert!(!open(&mut rig, 5012, 80, false));
+    assert_eq!(none(&rig), 1);
+    rig.assert_accounted();
+}
+
+#[test]
+fn a_flood_of_one_vip_leaves_the_snat_ports_of_another() {
+    for handshake in [false, true] {
+        let mut rig = full_nat(16, beside(Forward::FullNat));
+        for port in LATER {
+            open(&mut rig, port, 80, handshake);
+        }
+        assert_eq!(active(&rig, 0), 14, "{handshake}");
+        for port in [3000, 3001] {
+            assert!(open(&mut rig, port, 81, false), "{handshake}");
+        }
+        for port in LATER {
+            open(&mut rig, port + 1000, 80, handshake);
+        }
+        assert_eq!((active(&rig, 0), active(&rig, 1)), (14, 2), "{handshake}");
+        rig.assert_accounted();
+    }
+}
+
+/// Beyond a budget, new flows go by the hash where that is possible; pinned flows do not count.
+#[test]
+fn new_flows_over_their_budget_get_no_pin() {
+    let ten_of_all = NewFlows { per_second: Some(10), per_prefix: None };
+    let prefix = PrefixBudget { v4: 24, v6: 48, per_second: 10 };
+    let ten_of_each = NewFlows { per_second: None, per_prefix: Some(prefix) };
+    for budget in [ten_of_all, ten_of_each] {
+        for forward in [Forward::Dsr, Forward::Ipip, Forward::Nat, Forward::FullNat] {
+            let name = format!("{forward:?} {budget:?}");
+            let local = Local {
+                mtus: vec![1500],
+                tunnels: tunnels(),
+                new_flows: budget,
+                ..Local::default()
+            };
+            let mut rig = Rig::in_box(local, 1, 1, vec![spec(0, forward, Family::V4, 1, 5)]);
+            let placed: Vec<_> = LATER.map(|port| rig.backend_of(&segment(port, "S"))).collect();
+            let over = u64::from(LATER.end - LATER.start) - 10;
+            assert_eq!(active(&rig, 0), 10, "{name}");
+            let (dropped, unpinned) = match forward.translates() {
+                true => (over, 0),
+                false => (0, over),
+            };
+            assert_eq!(rig.drops(0, Drop::NewFlowLimit), dropped, "{name}");
+            assert_eq!(rig.stats(0).new_flow_limit_unpinned.get(), unpinned, "{name}");
+            for (port, &backend) in LATER.zip(&placed) {
+                assert_eq!(rig.backend_of(&segment(port, "A")), backend, "{name}: {port}");
+            }
+            assert_eq!(active(&rig, 0), 10, "{name}: no time has passed");
+            rig.advance(50);
+            for port in LATER {
+                rig.backend_of(&segment(port + 1000, "S"));
+            }
+            assert_eq!(active(&rig, 0), 15, "{name}: half a second later");
             rig.assert_accounted();
         }
     }

@@ -1,8 +1,9 @@
 """flood.py KIND INTERFACE MAC ADDRESS PORT RATE SECONDS: a flood of first packets from forged sources.
 
-KIND is syn, ack or udp; ADDRESS is IPv4; RATE is in packets per second. Each packet is the only one
-of its flow: its source address (of 198.18.64.0/18) and port are pseudo-random. Prints "begins" and,
-at the end, the number of packets. Needs Debian's python3-scapy.
+KIND is syn, ack, udp or handshake; ADDRESS is IPv4; RATE is in packets per second. Each packet is the
+only one of its flow: its source address (of 198.18.64.0/18) and port are pseudo-random. With handshake
+an ACK with the next sequence number follows each SYN. Prints "begins" and, at the end, the number of
+packets. Needs Debian's python3-scapy.
 """
 
 import random
@@ -20,7 +21,10 @@ PORT_AT = IP_AT + 20
 
 def template(kind, mac, address, port):
     flags = {"syn": "S", "ack": "A"}.get(kind)
-    layer = UDP(dport=port) / b"flood" if kind == "udp" else TCP(dport=port, flags=flags, ack=7)
+    # An ACK of a handshake has the next number: scapy's default is 0.
+    number = 1 if kind == "ack" else 0
+    tcp = TCP(dport=port, flags=flags, seq=number, ack=7)
+    layer = UDP(dport=port) / b"flood" if kind == "udp" else tcp
     return bytes(Ether(dst=mac) / IP(src="0.0.0.0", dst=address) / layer)
 
 
@@ -52,8 +56,18 @@ def frames(kind, mac, address, port, count):
         yield bytes(base)
 
 
+def handshakes(mac, address, port, count):
+    """The same sources twice: they are pseudo-random, and so the same in both series."""
+    series = [frames(kind, mac, address, port, count // 2) for kind in ("syn", "ack")]
+    return [frame for pair in zip(*series) for frame in pair]
+
+
 def main(kind, interface, mac, address, port, rate, seconds):
-    packets = list(frames(kind, mac, address, port, int(rate * seconds)))
+    count = int(rate * seconds)
+    if kind == "handshake":
+        packets = handshakes(mac, address, port, count)
+    else:
+        packets = list(frames(kind, mac, address, port, count))
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out:
         out.bind((interface, 0))
         print("begins", flush=True)

@@ -1,9 +1,9 @@
 //! Part of the stage conntrack, commit: stores the changes of a packet, with a plain store in this
-//! worker's table, by compare-and-swap in the owner's. Adds, removes and counts pins.
+//! worker's table, by compare-and-swap in the owner's. Removes and counts pins.
 //!
 //! Writes: entries, remote entries, SNAT ports, the clients table.
 
-use super::event::FlowUpdate;
+use super::event::{FlowUpdate, next_sequence};
 use super::locate::{Located, Remote, Tables};
 use super::state::{Step, Verdict};
 use crate::datapath::batch::Packet;
@@ -12,7 +12,6 @@ use crate::datapath::context::Context;
 use crate::datapath::snat;
 use crate::flow::entry::{FlowState, Pin, State};
 use crate::flow::table::{Hit, Slot};
-use crate::flow::writer::Full;
 use crate::forwarding::table::{Backend, BackendFlags};
 use crate::net::{BackendIndex, Forward, HashedKey, Protocol};
 use crate::stats::{FlowStats, WorkerStats};
@@ -179,10 +178,10 @@ impl Tables {
                 self.writer.update(old.slot, flow, &entry);
             }
             Some(_) => {}
-            // Remote entries leave the last eighth of the table to pins.
             None => {
-                let room = self.writer.used(flow) < self.writer.table().capacity() / 8 * 7;
-                if room && self.writer.insert(flow, &entry).is_ok() {
+                if self.has_remote_room(flow, pin.vip, context)
+                    && self.writer.insert(flow, &entry).is_ok()
+                {
                     context.stats.flow_aliases.add(1);
                 }
             }
@@ -199,11 +198,11 @@ impl Tables {
         entry: &Hit<'_>,
         flow: &HashedKey,
         backend: &Backend,
-        judge: impl Fn(&FlowState) -> FlowUpdate,
+        judge: impl Fn(&FlowState, Option<u32>) -> FlowUpdate,
         context: &Context<'_>,
     ) -> Option<(FlowState, FlowUpdate)> {
         let flow_state = &entry.flow_state;
-        let known = judge(flow_state);
+        let known = judge(flow_state, None);
         // After a termination the ports may be in use again, by a flow that is not terminated.
         if !flow_state.state().has(State::TERMINATED) && known.step.verdict != Verdict::Ended {
             let fresh = context.now.since(flow_state.last_seen()).0 < REMOTE_REFRESH.0;
@@ -211,7 +210,7 @@ impl Tables {
                 return Some((*flow_state, known));
             }
             if let Some(remote) = self.owned(flow, flow_state) {
-                let update = judge(&remote.pin.flow_state);
+                let update = judge(&remote.pin.flow_state, remote.pin.sequence);
                 if update.is_kept() {
                     let flow_state = self.store_remote(&remote, flow, &update, backend, context);
                     return Some((flow_state, update));
@@ -225,39 +224,30 @@ impl Tables {
         None
     }
 
-    /// Adds a pin.
-    ///
-    /// # Errors
-    /// [`Full`]; the flow's SNAT port is then free again.
-    pub fn insert(
-        &mut self,
-        flow: &HashedKey,
-        pin: &Pin,
-        context: &Context<'_>,
-    ) -> Result<(), Full> {
-        if self.writer.insert(flow, pin).is_err() {
-            self.make_room(flow, context);
-            if let Err(full) = self.writer.insert(flow, pin) {
-                snat::release(&mut self.snat_allocator, pin, context);
-                return Err(full);
-            }
-        }
-        count_pinned(pin, context.stats);
-        Ok(())
+    /// Returns the sequence number that a client's packet is compared with; `None` if its flow needs
+    /// no proof.
+    #[inline]
+    pub fn sequence(&self, hit: &Hit<'_>, packet: &Packet, backend: &Backend) -> Option<u32> {
+        let tcp = packet.flow.protocol() == Protocol::Tcp;
+        let needed = tcp && !backend.forward.translates() && hit.flow_state.state().is_doubted();
+        if needed { self.writer.sequence(hit.slot) } else { None }
     }
 
-    /// Removes the pin of an unproven flow, so that a flood of first packets takes the place of its
-    /// own flows, and of no established one.
+    /// Stores the sequence number that a flow keeps after a client's packet, if it changes. A flow
+    /// that has proven itself keeps none, and counts as pinned now.
     #[cold]
-    fn make_room(&mut self, flow: &HashedKey, context: &Context<'_>) {
-        let Some(pin) = self.writer.evict(flow, context.now, is_unproven) else { return };
-        if pin.flow_state.state().has(State::REMOTE) {
-            context.stats.flow_aliases.sub(1);
-            return;
+    pub fn renumber(
+        &self,
+        slot: Slot,
+        packet: &Packet,
+        update: &FlowUpdate,
+        context: &Context<'_>,
+    ) {
+        let before = self.writer.sequence(slot);
+        let after = next_sequence(packet, update.step.state, update.event, before);
+        if after != before {
+            self.writer.set_sequence(slot, after, context.now);
         }
-        context.stats.flows_evicted.add(1);
-        snat::release(&mut self.snat_allocator, &pin, context);
-        count_gone(&pin, context.stats);
     }
 
     /// Removes an entry.
@@ -329,18 +319,6 @@ pub(super) fn count_removal(pin: &Pin, context: &Context<'_>) {
     }
 }
 
-/// Whether the client of a flow has not shown yet that it receives packets: TCP before the end of
-/// the handshake, other protocols after the first packets. A terminated flow keeps its pin, by which
-/// its ends are notified.
-fn is_unproven(protocol: Protocol, flow_state: &FlowState) -> bool {
-    let state = flow_state.state();
-    let unproven = match protocol {
-        Protocol::Tcp => !state.has(State::ESTABLISHED),
-        Protocol::Udp | Protocol::Any => state.has(State::FIRST),
-    };
-    unproven && !state.has(State::TERMINATED)
-}
-
 /// Whether this is the pin of a SYN without a reply (no packet of its backend was seen, nor another
 /// one of its client), or of a datagram without one, where replies are seen.
 #[cold]
@@ -363,7 +341,7 @@ pub(super) fn count_pinned(pin: &Pin, stats: &WorkerStats) {
 }
 
 /// Updates the gauges after the removal of a pin.
-fn count_gone(pin: &Pin, stats: &WorkerStats) {
+pub(super) fn count_gone(pin: &Pin, stats: &WorkerStats) {
     stats.flows_active.sub(1);
     for counters in flow_stats(pin, stats) {
         counters.flows_active.sub(1);

@@ -2,7 +2,7 @@
 //!
 //! Reads: the packet's flags and lengths, the flow's state and times, its backend. Changes nothing.
 
-use super::state::{Class, Event, Policy, Step, Verdict, step};
+use super::state::{Class, Event, Policy, Proof, Step, Verdict, step};
 use crate::datapath::batch::{FragmentKind, Packet, TcpFlags};
 use crate::datapath::clients::is_due;
 use crate::datapath::context::Context;
@@ -26,6 +26,17 @@ const TOGETHER: Ticks = Ticks(1);
 /// As in nf_conntrack (`nf_conntrack_udp_packet` in nf_conntrack_proto_udp.c), for DNS there too.
 /// At most half of the first time-out.
 const ANSWERED_WITHIN: Ticks = Ticks(200);
+
+/// Most that a client can send before the server's first ACK: the window in a SYN is not scaled (RFC
+/// 7323 2.2). A random number fits once in 65,000 times.
+const FIRST_WINDOW: u32 = 1 << 16;
+
+/// Largest distance of sequence numbers within a window, and so in a short time (RFC 7323 2.3).
+const LARGEST_WINDOW: u32 = 1 << 30;
+
+/// Distance of two steps of a proof that have the same sequence number: 0.2 s, more than a burst and
+/// a round trip within a region.
+const STEP: Ticks = Ticks(20);
 
 /// Returns the backend of a packet that changes only the time stamp of its flow: one of an
 /// established TCP connection, or UDP. Nearly all packets are steady.
@@ -102,27 +113,33 @@ pub(super) fn class(packet: &Packet) -> Class {
         (true, false) => Class::Syn,
         (true, true) => Class::SynAck,
         (false, false) => Class::NoAck,
-        (false, true) if flags.any(TcpFlags::FIN) => Class::Fin,
-        (false, true) => Class::Ack { resumes: false },
+        (false, true) if flags.any(TcpFlags::FIN) => Class::Fin { proof: Proof::Misfit },
+        (false, true) => Class::Ack { resumes: false, proof: Proof::Misfit },
     }
 }
 
-/// Returns the event of a client's packet, in a flow on `backend`.
+/// Returns the event of a client's packet, in a flow on `backend`; `sequence` is that of its pin.
 #[inline]
 pub(super) fn request(
     packet: &Packet,
     flow_state: &FlowState,
+    sequence: Option<u32>,
     backend: &Backend,
     now: Ticks,
 ) -> Event {
     let idle = now.since(flow_state.last_seen()).0;
+    let proof = || match flow_state.state().is_doubted() && !backend.forward.translates() {
+        true => proof(packet, flow_state.state(), sequence, Ticks(idle)),
+        false => Proof::Misfit,
+    };
     Event::Request(match class(packet) {
         Class::Ack { .. } => {
             let doubted =
                 flow_state.state().has(State::FIN_CLIENT) && !backend.forward.translates();
             let late = || idle > backend.timeouts.closing.0 / 2;
-            Class::Ack { resumes: doubted && (late() || has_data(packet)) }
+            Class::Ack { resumes: doubted && (late() || has_data(packet)), proof: proof() }
         }
+        Class::Fin { .. } => Class::Fin { proof: proof() },
         Class::Datagram { .. } => {
             // Of a fragmented datagram, only the first fragment counts.
             let whole = packet.layout.fragment != FragmentKind::Later;
@@ -147,6 +164,58 @@ pub(super) fn reply(
         }
         class => class,
     })
+}
+
+/// Judges a client's segment, in a flow that has not proven itself and whose replies are not seen.
+///
+/// A flow without a number was pinned by an earlier version, which did not keep any.
+fn proof(packet: &Packet, state: State, sequence: Option<u32>, idle: Ticks) -> Proof {
+    let Some(first) = sequence else { return Proof::Step };
+    let Some(number) = tcp::sequence(packet.segment()) else { return Proof::Misfit };
+    let ahead = number.wrapping_sub(first);
+    let late = idle.0 >= STEP.0;
+    let (window, step) = match state.has(State::ESTABLISHED) {
+        // The client's first byte is acknowledged, or some time has passed.
+        true => (LARGEST_WINDOW, late || ahead > 1),
+        false if is_picked_up(state) => (LARGEST_WINDOW, late),
+        // The ACK after the SYN.
+        false => (FIRST_WINDOW, true),
+    };
+    match ahead <= window {
+        false => Proof::Misfit,
+        true if step => Proof::Step,
+        true => Proof::Early,
+    }
+}
+
+/// Whether the flow was picked up in the middle, and has not proven itself.
+const fn is_picked_up(state: State) -> bool {
+    !state.has(State::ESTABLISHED) && (state.has(State::ANSWERED) || state.has(State::UNPROVEN))
+}
+
+/// Returns the sequence number that a flow keeps from its first packet.
+pub(super) fn first_sequence(packet: &Packet, backend: &Backend) -> Option<u32> {
+    let needed = packet.flow.protocol() == Protocol::Tcp && !backend.forward.translates();
+    needed.then(|| tcp::sequence(packet.segment())).flatten()
+}
+
+/// Returns the sequence number to keep after a client's packet in a flow that had `sequence`. A new
+/// SYN begins a new series, and so does a misfit in an established flow, which may have been opened
+/// again.
+#[cold]
+pub(super) fn next_sequence(
+    packet: &Packet,
+    state: State,
+    event: Event,
+    sequence: Option<u32>,
+) -> Option<u32> {
+    let begins = match event {
+        Event::Request(Class::Syn) => true,
+        Event::Request(Class::Ack { proof: Proof::Misfit, .. }) => state.has(State::ESTABLISHED),
+        _ => false,
+    };
+    let kept = if begins { tcp::sequence(packet.segment()) } else { sequence };
+    kept.filter(|_| state.is_doubted())
 }
 
 /// Whether a TCP segment carries data, by the lengths in its headers: short frames are padded.
@@ -220,16 +289,18 @@ pub(super) struct FlowUpdate {
 }
 
 impl FlowUpdate {
-    /// Returns the changes of a client's packet in a flow that is pinned to `backend`.
+    /// Returns the changes of a client's packet in a flow that is pinned to `backend`; `sequence` is
+    /// that of its pin.
     #[inline]
     pub fn of_request(
         packet: &Packet,
         flow_state: &FlowState,
+        sequence: Option<u32>,
         backend: &Backend,
         context: &Context<'_>,
     ) -> Self {
         let Context { nic, now, .. } = *context;
-        let event = request(packet, flow_state, backend, now);
+        let event = request(packet, flow_state, sequence, backend, now);
         let expired = is_expired(packet.flow.protocol(), flow_state, backend, now);
         let policy = request_policy(packet, flow_state, backend, context);
         Self {

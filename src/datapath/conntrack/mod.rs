@@ -8,6 +8,7 @@
 //! - [`locate`]: this worker's table, a remote entry in it, the tables of the other workers.
 //! - [`state`]: the state machine, a pure function; [`event`]: its input.
 //! - [`commit`]: a store in this worker's table, a compare-and-swap in the owner's.
+//! - [`room`]: an entry for a new flow, and a SNAT port.
 //! - [`sweep`]: expired pins and silent ends of terminated connections. [`snat_reply`]: replies to
 //!   SNAT ports.
 //!
@@ -22,6 +23,7 @@
 mod commit;
 mod event;
 mod locate;
+mod room;
 mod snat_reply;
 mod state;
 mod sweep;
@@ -44,6 +46,7 @@ use self::sweep::Sweep;
 use super::batch::{BATCH, Batch, Packet};
 use super::classify::answered_flow;
 use super::context::Context;
+use super::new_flows::NewFlowLimiter;
 use super::quic::ReplyOrigin;
 use super::reset::TxBacklog;
 use super::snat;
@@ -64,6 +67,7 @@ use crate::units::Ticks;
 #[derive(Debug)]
 pub struct Conntrack {
     tables: Tables,
+    new_flows: NewFlowLimiter,
     sweep: Sweep,
 }
 
@@ -90,7 +94,7 @@ impl Conntrack {
         };
         let snat_allocator = SnatAllocator::new(snat_table, me, &secret);
         let tables = Tables { writer, all: Arc::clone(&shared.flows), snat_allocator, me };
-        Some(Self { tables, sweep: Sweep::new(now) })
+        Some(Self { tables, new_flows: NewFlowLimiter::default(), sweep: Sweep::new(now) })
     }
 
     /// Creates the connection tracking of worker `me` in tables that were made for an explanation.
@@ -102,7 +106,7 @@ impl Conntrack {
     ) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
         let tables = Tables { writer, all: tables, snat_allocator, me };
-        Some(Self { tables, sweep: Sweep::new(now) })
+        Some(Self { tables, new_flows: NewFlowLimiter::default(), sweep: Sweep::new(now) })
     }
 
     /// Index of this worker.
@@ -151,7 +155,8 @@ impl Conntrack {
         if hit.flow_state.state().has(State::REMOTE) {
             return self.request_by_entry(&hit, packet, backend, context);
         }
-        let update = FlowUpdate::of_request(packet, &hit.flow_state, backend, context);
+        let sequence = self.tables.sequence(&hit, packet, backend);
+        let update = FlowUpdate::of_request(packet, &hit.flow_state, sequence, backend, context);
         match update.step.verdict {
             Verdict::Ended => {
                 self.end(&hit, packet.flow.protocol(), context);
@@ -165,6 +170,9 @@ impl Conntrack {
             }
             Verdict::Forward | Verdict::Reset => {
                 commit::store(&hit, &packet.flow, update.step, backend, context);
+                if sequence.is_some() {
+                    self.tables.renumber(hit.slot, packet, &update, context);
+                }
                 if !update.step.state.has(State::TERMINATED) {
                     commit::set_return_hop(&hit, packet, backend, context);
                 }
@@ -187,8 +195,9 @@ impl Conntrack {
             self.tables.remove(entry.slot, context);
             return self.request_elsewhere(packet, context);
         }
-        let judge =
-            |flow_state: &FlowState| FlowUpdate::of_request(packet, flow_state, backend, context);
+        let judge = |flow_state: &FlowState, sequence| {
+            FlowUpdate::of_request(packet, flow_state, sequence, backend, context)
+        };
         let flow = &packet.flow;
         let Some((flow_state, update)) = self.tables.refresh(entry, flow, backend, judge, context)
         else {
@@ -226,7 +235,8 @@ impl Conntrack {
         // now.
         let found = self.tables.find_elsewhere(&packet.flow, context, |_| true);
         let (remote, backend) = found.ok_or(miss)?;
-        let update = FlowUpdate::of_request(packet, &remote.pin.flow_state, backend, context);
+        let Pin { flow_state, sequence, .. } = &remote.pin;
+        let update = FlowUpdate::of_request(packet, flow_state, *sequence, backend, context);
         if update.is_kept() {
             context.stats.flows_found_elsewhere.add(1);
             snat::record_elsewhere(&remote.pin.flow_state, packet, context);
@@ -334,14 +344,14 @@ impl Conntrack {
             return self.answered_elsewhere(flow, origin, packet, context);
         };
         let judge =
-            |flow_state: &FlowState| reply_update(packet, flow, flow_state, backend, context);
+            |flow_state: &FlowState, _| reply_update(packet, flow, flow_state, backend, context);
         if hit.flow_state.state().has(State::REMOTE) {
             return match self.tables.refresh(&hit, flow, backend, judge, context) {
                 Some((flow_state, update)) => Some(replied(&update, &flow_state, backend)),
                 None => self.answered_elsewhere(flow, origin, packet, context),
             };
         }
-        let update = judge(&hit.flow_state);
+        let update = judge(&hit.flow_state, None);
         if (update.step.state.has(State::TERMINATED)
             || hit.flow_state.state().has(State::FIN_CLIENT))
             && let Some(newer) = self.answered_by_newer(hit.slot, flow, origin, packet, context)
@@ -442,6 +452,12 @@ impl Conntrack {
         self.tables.is_pinned_anywhere(flow, backend, context)
     }
 
+    /// Whether the budgets of new flows permit another pin for the sender of a packet.
+    #[inline]
+    pub fn admits(&mut self, packet: &Packet, context: &Context<'_>) -> bool {
+        self.new_flows.take(packet.flow.key().client, context)
+    }
+
     /// Pins the packet's flow, which has no entry, to `backend`; a full-NAT flow gets a SNAT port.
     ///
     /// # Errors
@@ -460,9 +476,11 @@ impl Conntrack {
         let state = state::first(event::class(packet));
         let hop = packet.came_from(context.nic);
         let me = self.tables.me;
-        let mut pin = Pin::new(packet.vip, backend.id, state, me, &hop, context.now).by(rule);
+        let mut pin = Pin::new(packet.vip, backend.id, state, me, &hop, context.now)
+            .by(rule)
+            .with_sequence(event::first_sequence(packet, backend));
         if backend.forward == Forward::FullNat {
-            let id = snat::bind(&mut self.tables.snat_allocator, packet, backend, context)?;
+            let id = self.tables.bind(packet, backend, context)?;
             pin = pin.with_snat_port(id);
         }
         self.tables.insert(&packet.flow, &pin, context).map_err(|_| Drop::TableFull)?;

@@ -2,8 +2,8 @@
 //! table, no clock.
 //!
 //! ```text
-//! TCP:   SYN --> embryonic --client's ACK--> established --FINs or RST--> closing
-//!                                                 ^------- client's packet after a RST
+//! TCP:   SYN --> embryonic --handshake--> established --FINs or RST--> closing
+//!        a packet in the middle --> embryonic   ^------- client's packet after a RST
 //!                                                 ^------- dsr, tunnels: client's data after its
 //!                                                          FIN, or its packet in the second half
 //!                                                          of the closing time-out
@@ -11,6 +11,17 @@
 //!
 //! other: packet --> first --client's packet 20 ms later, backend's 2 s later--> continuing flow
 //! ```
+//!
+//! Anyone can forge a SYN and an ACK. A flow is proven by the client's ACK to a SYN-ACK that was
+//! seen, or by another packet of the backend. In modes where replies are not seen, sequence numbers
+//! must do ([`Proof`]):
+//!
+//! ```text
+//! SYN --> embryonic --ACK that fits it--> established, unproven --goes on--> established
+//! packet in the middle --> embryonic --three more, one after the other--> established
+//! ```
+//!
+//! An unproven flow has all the time-outs of its state. A full table may give it up.
 //!
 //! In two states the time-out runs from the packet that began the state, and packets that do not
 //! end the state leave it alone ([`Step::touch`]). One time stamp then gives the time since that
@@ -38,9 +49,14 @@ pub(super) enum Class {
         /// The client's FIN came before, and this packet carries data, or comes in the second half
         /// of the closing time-out.
         resumes: bool,
+        /// The sequence number of a client's packet, where replies are not seen.
+        proof: Proof,
     },
     /// TCP: FIN with ACK.
-    Fin,
+    Fin {
+        /// As in [`Class::Ack`].
+        proof: Proof,
+    },
     /// TCP: RST.
     Rst,
     /// TCP: none of these flags, or no flags at all (later fragments).
@@ -50,6 +66,18 @@ pub(super) enum Class {
         /// The packet is too late to belong to the first datagram of its flow, or to its reply.
         continues: bool,
     },
+}
+
+/// Sequence number of a client's segment as a proof that the flow exists, for a flow that has not
+/// proven itself. Anyone can forge a series of numbers, but not at the price of one packet per flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// It does not follow the earlier numbers.
+    Misfit,
+    /// It follows them, but comes too early for a step.
+    Early,
+    /// One step.
+    Step,
 }
 
 /// Event of a flow.
@@ -221,25 +249,70 @@ const fn terminate(state: State, event: Event, policy: Policy) -> Step {
 const fn after_request(state: State, class: Class, policy: Policy) -> Step {
     let (state, touch) = match class {
         Class::Rst => (state.with(State::RST), true),
-        Class::Syn | Class::SynAck | Class::NoAck => (state, true),
-        Class::Fin => (acknowledged(state).with(State::FIN_CLIENT), true),
-        Class::Ack { resumes } => {
-            let state = acknowledged(state);
-            match state.has(State::FIN_CLIENT) && !policy.forward.translates() {
-                true if resumes => (state.without(State::FIN_CLIENT), true),
-                doubted => (state, !doubted),
+        Class::Syn => (begun_again(state, policy), true),
+        Class::SynAck | Class::NoAck => (state, true),
+        Class::Fin { proof } => (acknowledged(state, proof, policy).with(State::FIN_CLIENT), true),
+        Class::Ack { resumes, proof } => {
+            let next = acknowledged(state, proof, policy);
+            match next.has(State::FIN_CLIENT) && !policy.forward.translates() {
+                true if resumes => (next.without(State::FIN_CLIENT), true),
+                true => (next, false),
+                false => (next, prolongs(state, proof, policy)),
             }
         }
-        Class::Datagram { continues } => after_datagram(state, continues),
+        Class::Datagram { continues } => after_request_datagram(state, continues),
     };
     Step { state, verdict: Verdict::Forward, touch }
 }
 
-/// Returns the state after the client completed the handshake. If the client goes on after a RST,
-/// it never sent that: the RST was forged, or a stray one of the backend.
+/// Returns the state after a SYN, which begins a flow that was picked up in the middle.
 #[inline]
-const fn acknowledged(state: State) -> State {
-    state.with(State::ESTABLISHED).without(State::RST.with(State::ANSWERED))
+const fn begun_again(state: State, policy: Policy) -> State {
+    let picked_up = state.has(State::UNPROVEN) || !policy.forward.translates();
+    if picked_up && !state.has(State::ESTABLISHED) {
+        state.without(State::PICKED_UP)
+    } else {
+        state
+    }
+}
+
+/// Returns the state after an ACK of the client. If the client goes on after a RST, it never sent
+/// that: the RST was forged, or a stray one of the backend.
+#[inline]
+const fn acknowledged(state: State, proof: Proof, policy: Policy) -> State {
+    let state = state.without(State::RST);
+    let (established, step) = (state.has(State::ESTABLISHED), matches!(proof, Proof::Step));
+    let handshake = State::ESTABLISHED.with(State::UNPROVEN);
+    match (state.has(State::ANSWERED), state.has(State::UNPROVEN)) {
+        _ if established && (policy.forward.translates() || !step) => {
+            state.without(State::ANSWERED)
+        }
+        _ if established => state.without(State::PICKED_UP),
+        // The backend resets the client of an ACK that does not fit its SYN-ACK.
+        (true, false) if policy.forward.translates() => {
+            state.without(State::ANSWERED).with(State::ESTABLISHED)
+        }
+        (false, false) if policy.forward.translates() => state.with(handshake),
+        // A flow that was picked up in the middle waits for its backend's packet.
+        _ if policy.forward.translates() || !step => state,
+        (false, false) => state.with(handshake),
+        // The first, second and third step of a flow that was picked up in the middle.
+        (true, true) => state.without(State::ANSWERED),
+        (false, true) => state.without(State::UNPROVEN).with(State::ANSWERED),
+        (true, false) => state.without(State::ANSWERED).with(State::ESTABLISHED),
+    }
+}
+
+/// Whether an ACK of the client restarts the time-out. The steps of a proof have a distance: those
+/// that come too early do not count.
+#[inline]
+const fn prolongs(state: State, proof: Proof, policy: Policy) -> bool {
+    match proof {
+        _ if policy.forward.translates() || !state.is_doubted() => true,
+        Proof::Misfit => state.has(State::ESTABLISHED),
+        Proof::Early => false,
+        Proof::Step => true,
+    }
 }
 
 /// Returns the step for a packet of the backend.
@@ -248,26 +321,38 @@ const fn acknowledged(state: State) -> State {
 /// lost its pin an established one.
 #[inline]
 const fn after_reply(state: State, class: Class) -> Step {
+    let proven = state.with(State::ESTABLISHED).without(State::UNPROVEN);
     let (state, touch) = match class {
         Class::Rst => (state.with(State::RST), true),
         Class::Syn | Class::NoAck => (state, true),
-        Class::SynAck => (state.with(State::ANSWERED), true),
-        Class::Ack { .. } => (state.with(State::ESTABLISHED), true),
-        Class::Fin => (state.with(State::ESTABLISHED.with(State::FIN_BACKEND)), true),
-        Class::Datagram { continues } => match after_datagram(state, continues) {
-            (state, touch) if state.has(State::FIRST) => (state.with(State::ANSWERED), touch),
-            continuing => continuing,
-        },
+        Class::SynAck => (state.with(State::ANSWERED).without(State::UNPROVEN), true),
+        Class::Ack { .. } => (proven, true),
+        Class::Fin { .. } => (proven.with(State::FIN_BACKEND), true),
+        Class::Datagram { continues } => after_reply_datagram(state, continues),
     };
     Step { state, verdict: Verdict::Forward, touch }
 }
 
-/// Returns the next state after a datagram, and whether the time-out restarts.
+/// Returns the next state after a client's datagram, and whether the time-out restarts.
 #[inline]
-const fn after_datagram(state: State, continues: bool) -> (State, bool) {
+const fn after_request_datagram(state: State, continues: bool) -> (State, bool) {
     match (state.has(State::FIRST), continues) {
         (true, false) => (state, false),
         (true, true) => (state.without(State::FIRST.with(State::ANSWERED)), true),
+        (false, _) => (state.without(State::UNPROVEN), true),
+    }
+}
+
+/// Returns the next state after a backend's datagram, and whether the time-out restarts. A backend
+/// that goes on does not prove that its client exists.
+#[inline]
+const fn after_reply_datagram(state: State, continues: bool) -> (State, bool) {
+    match (state.has(State::FIRST), continues) {
+        (true, false) => (state.with(State::ANSWERED), false),
+        (true, true) => {
+            let continuing = state.without(State::FIRST.with(State::ANSWERED));
+            (continuing.with(State::UNPROVEN), true)
+        }
         (false, _) => (state, true),
     }
 }
@@ -278,11 +363,9 @@ pub(super) const fn first(class: Class) -> State {
     match class {
         Class::Datagram { .. } => State::FIRST,
         Class::Syn => State(0),
-        // A flow that has lost its pin is established by its next packet. Its SYN was answered long
-        // ago.
-        Class::Rst => State::RST.with(State::ANSWERED),
-        Class::Fin => State::FIN_CLIENT.with(State::ANSWERED),
-        Class::Ack { .. } | Class::SynAck | Class::NoAck => State::ANSWERED,
+        Class::Rst => State::RST.with(State::PICKED_UP),
+        Class::Fin { .. } => State::FIN_CLIENT.with(State::PICKED_UP),
+        Class::Ack { .. } | Class::SynAck | Class::NoAck => State::PICKED_UP,
     }
 }
 

@@ -18,12 +18,48 @@ fn open(bed: &mut Bed, conntrack: &mut Conntrack, port: u16, now: u32) -> Packet
     packet
 }
 
-/// Pins the flow of a SYN and sends the client's ACK.
+/// Pins the flow of a SYN with NAT, and sends the backend's SYN-ACK and the client's ACK.
 fn establish(bed: &mut Bed, conntrack: &mut Conntrack, port: u16, now: u32) -> Packet {
     open(bed, conntrack, port, now);
+    let mut reply = bed.reply(0, port, "SA");
+    let Direction::ToClient(source) = reply.direction else {
+        unreachable!("{:?}", reply.direction)
+    };
+    let context = bed.context(conntrack.worker(), now);
+    conntrack.track_reply(&mut reply, source, &context).unwrap();
     let packet = bed.request(port, "A");
     conntrack.track(&packet, &bed.context(conntrack.worker(), now)).unwrap();
     packet
+}
+
+/// A segment of the client with this sequence number.
+fn numbered(bed: &mut Bed, port: u16, flags: &str, sequence: u32) -> Packet {
+    let mut bytes = tcp((CLIENT, port), (VIP, 80), flags);
+    bytes[38..42].copy_from_slice(&sequence.to_be_bytes());
+    bed.receive(&bytes).unwrap()
+}
+
+/// Time, flags and sequence number of a client's segment.
+type Segment<'s> = (u32, &'s str, u32);
+
+/// Sends the client's segments to a VIP whose replies are not seen; the first one pins the flow.
+fn one_way<'s>(
+    bed: &mut Bed,
+    conntrack: &mut Conntrack,
+    port: u16,
+    segments: impl IntoIterator<Item = &'s Segment<'s>>,
+) -> Option<FlowState> {
+    let mut last = None;
+    for &(now, flags, sequence) in segments {
+        let packet = numbered(bed, port, flags, sequence);
+        let context = bed.context(conntrack.worker(), now);
+        if conntrack.track(&packet, &context).is_err() {
+            let backend = context.table.backend(BackendIndex(0)).unwrap();
+            conntrack.pin(&packet, backend, Rule::Scheduler, &context).unwrap();
+        }
+        last = bed.track(conntrack.worker(), &packet);
+    }
+    last
 }
 
 /// Returns the outcome of a look-up as one word.
@@ -104,6 +140,132 @@ fn a_request_and_a_reply_of_a_pinned_flow_go_to_its_ends_and_keep_it_alive() {
         outcome(conntrack.track_reply(&mut reply, source, &bed.context(0, 2701))),
         "no flow"
     );
+}
+
+/// Where replies are not seen. Time-outs: embryonic 1 s, established 10 s. `u32::MAX` is the number
+/// before 0.
+#[test]
+fn a_flow_is_proven_by_numbers_that_fit_and_go_on() {
+    const UNPROVEN: State = ESTABLISHED.with(State::UNPROVEN);
+    let syn = (0, "S", u32::MAX);
+    let rows: &[(&str, &[Segment<'_>], State)] = &[
+        ("two forged ACKs", &[(0, "A", 7), (1, "A", 7)], State::PICKED_UP),
+        ("as many as one likes, at once", &[(0, "A", 7); 9], State::PICKED_UP),
+        (
+            "any numbers, over some time",
+            &[(0, "A", 7), (30, "A", 1 << 31), (60, "A", 3), (90, "A", u32::MAX)],
+            State::PICKED_UP,
+        ),
+        ("three in a row", &[(0, "A", 7), (20, "A", 7), (40, "A", 9)], State::ANSWERED),
+        ("four", &[(0, "A", 7), (20, "A", 7), (40, "A", 9), (60, "A", 1 << 30)], ESTABLISHED),
+        ("slow ones", &[(0, "A", 7), (90, "A", 7), (180, "A", 7), (270, "A", 7)], ESTABLISHED),
+        ("a SYN and a forged ACK", &[syn, (1, "A", 7 << 20)], State(0)),
+        ("a SYN and an ACK before it", &[syn, (1, "A", u32::MAX - 1)], State(0)),
+        ("a handshake", &[syn, (0, "A", 0)], UNPROVEN),
+        ("its first data", &[syn, (0, "A", 0), (0, "A", 0)], UNPROVEN),
+        ("an ACK of the response", &[syn, (0, "A", 0), (0, "A", 0), (0, "A", 99)], ESTABLISHED),
+        ("a client that only receives", &[syn, (0, "A", 0), (20, "A", 0)], ESTABLISHED),
+        ("another SYN", &[syn, (1, "S", 50), (1, "A", 51)], UNPROVEN),
+        ("a SYN after a forged ACK", &[(0, "A", 7), (1, "S", 1 << 30)], State(0)),
+        (
+            "a connection from the same port",
+            &[
+                syn,
+                (0, "A", 0),
+                (500, "S", 1 << 31),
+                (501, "A", 1 + (1 << 31)),
+                (501, "A", (1 << 31) + 9),
+            ],
+            ESTABLISHED,
+        ),
+        (
+            "one of which the SYN was not seen",
+            &[syn, (0, "A", 0), (500, "A", 1 << 31), (501, "A", (1 << 31) + 9)],
+            ESTABLISHED,
+        ),
+    ];
+    let mut bed = Bed::new(1, &[vip(Forward::Dsr, 2)]);
+    let mut conntrack = bed.conntrack(0);
+    for (port, (name, segments, expected)) in (1..).zip(rows) {
+        let state = one_way(&mut bed, &mut conntrack, port, *segments).unwrap().state();
+        assert_eq!(state, *expected, "{name}");
+    }
+}
+
+#[test]
+fn forged_acks_do_not_hold_a_slot_and_idle_connections_keep_their_pin() {
+    let mut bed = Bed::new(1, &[vip(Forward::Dsr, 2)]);
+    let mut conntrack = bed.conntrack(0);
+    one_way(&mut bed, &mut conntrack, 1, &[(0, "A", 7), (1, "A", 7)]);
+    one_way(&mut bed, &mut conntrack, 2, &[(0, "S", 7), (1, "A", 7 << 20), (1, "A", 7 << 20)]);
+    let handshake = [(0, "S", 7), (1, "A", 8)];
+    one_way(&mut bed, &mut conntrack, 3, &handshake);
+    one_way(&mut bed, &mut conntrack, 4, handshake.iter().chain(&[(2, "A", 8), (3, "A", 90)]));
+    // Rounds of the sweep.
+    for (now, left) in [(502, 2), (950, 2), (1402, 0)] {
+        sweep(&mut conntrack, &bed.context(0, now));
+        assert_eq!(bed.stats[0].flows_active.get(), left, "{now}");
+    }
+}
+
+/// At a full table, silent connections that only have had a handshake make room; those that went on
+/// never do.
+#[test]
+fn a_full_table_gives_up_connections_of_a_mere_handshake_after_a_silence() {
+    for (proven, silence, evicted) in [(false, 90, 0), (false, 110, 9), (true, 900, 0)] {
+        let mut bed = Bed::new(1, &[vip(Forward::Dsr, 2)]);
+        let mut conntrack = bed.conntrack(0);
+        let goes_on = [(1, "A", 9)];
+        for port in 1..=64 {
+            let handshake = [(0, "S", 7), (0, "A", 8)];
+            let segments = handshake.iter().chain(goes_on.iter().filter(|_| proven));
+            one_way(&mut bed, &mut conntrack, port, segments);
+        }
+        for port in 101..110 {
+            let packet = numbered(&mut bed, port, "S", 7);
+            let context = bed.context(0, silence);
+            let backend = context.table.backend(BackendIndex(0)).unwrap();
+            let pinned = conntrack.pin(&packet, backend, Rule::Scheduler, &context);
+            assert_eq!(pinned.is_ok(), evicted > 0, "{silence}");
+        }
+        assert_eq!(bed.stats[0].flows_evicted.get(), evicted, "{proven} {silence}");
+    }
+}
+
+/// With NAT the backend's packet decides.
+#[test]
+fn a_flow_with_nat_is_proven_by_its_backend() {
+    let mut bed = Bed::new(1, &[vip(Forward::Nat, 2)]);
+    let mut conntrack = bed.conntrack(0);
+    let unproven = ESTABLISHED.with(State::UNPROVEN);
+    for (port, first, packets, expected) in [
+        (1, "S", &["A", "A"][..], unproven),
+        (2, "S", &["<SA", "A"], ESTABLISHED),
+        (3, "S", &["A", "<A"], ESTABLISHED),
+        (4, "S", &["A", "<R"], unproven.with(State::RST)),
+        (5, "A", &["A", "A", "A"], State::PICKED_UP),
+        (6, "A", &["<R", "A"], State::PICKED_UP),
+        (7, "A", &["<A"], ESTABLISHED.with(State::ANSWERED)),
+        (8, "A", &["S", "<SA", "A"], ESTABLISHED),
+    ] {
+        let packet = bed.request(port, first);
+        let context = bed.context(0, 0);
+        let backend = context.table.backend(BackendIndex(0)).unwrap();
+        conntrack.pin(&packet, backend, Rule::Scheduler, &context).unwrap();
+        for flags in packets {
+            if let Some(flags) = flags.strip_prefix('<') {
+                let mut reply = bed.reply(0, port, flags);
+                let Direction::ToClient(source) = reply.direction else {
+                    unreachable!("{:?}", reply.direction)
+                };
+                conntrack.track_reply(&mut reply, source, &bed.context(0, 0)).unwrap();
+            } else {
+                let packet = bed.request(port, flags);
+                conntrack.track(&packet, &bed.context(0, 0)).unwrap();
+            }
+        }
+        assert_eq!(bed.track(0, &packet).unwrap().state(), expected, "{first} {packets:?}");
+    }
 }
 
 #[test]

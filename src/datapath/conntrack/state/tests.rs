@@ -49,6 +49,65 @@ impl Case {
         self.event == Event::Reply(class)
     }
 
+    fn is_ack(&self, resumes: bool) -> bool {
+        PROOFS.into_iter().any(|proof| self.is_request(Class::Ack { resumes, proof }))
+    }
+
+    fn is_fin(&self) -> bool {
+        PROOFS.into_iter().any(|proof| self.is_request(Class::Fin { proof }))
+    }
+
+    fn is_reply_of(&self, classes: impl Fn(Proof) -> Class) -> bool {
+        PROOFS.into_iter().any(|proof| self.is_reply(classes(proof)))
+    }
+
+    fn is_dsr(&self) -> bool {
+        self.policy.forward == Forward::Dsr
+    }
+
+    fn proof(&self) -> Option<Proof> {
+        match self.event {
+            Event::Request(Class::Ack { proof, .. } | Class::Fin { proof }) => Some(proof),
+            _ => None,
+        }
+    }
+
+    /// Returns the state after the client's ACK: from the bits of establishment, those it leads to.
+    fn acknowledged(&self) -> State {
+        const E: State = State::ESTABLISHED;
+        const A: State = State::ANSWERED;
+        const U: State = State::UNPROVEN;
+        let step = self.proof() == Some(Proof::Step);
+        let bits = E.with(A).with(U);
+        let before = State(self.state.0 & bits.0);
+        let after = match (self.is_dsr(), before) {
+            // Established: proven by a step, where replies are not seen.
+            (true, state) if state.has(E) && step => E,
+            (_, state) if state.has(E) => state.without(A),
+            // Embryonic, with replies: after a SYN, after a SYN-ACK, in the middle.
+            (false, NONE) => E.with(U),
+            (false, A) => E,
+            (false, state) => state,
+            // Without: after a SYN, and the three steps of a flow picked up in the middle.
+            (true, state) if !step => state,
+            (true, NONE) => E.with(U),
+            (true, state) if state == A.with(U) => U,
+            (true, U) => A,
+            (true, _) => E,
+        };
+        self.state.without(bits).with(after).without(State::RST)
+    }
+
+    /// Whether an ACK of the client restarts the time-out.
+    fn prolongs(&self) -> bool {
+        let proven = self.state.has(State::ESTABLISHED) && !self.state.has(State::UNPROVEN);
+        match self.proof() {
+            _ if !self.is_dsr() || proven => true,
+            Some(Proof::Misfit) => self.state.has(State::ESTABLISHED),
+            proof => proof == Some(Proof::Step),
+        }
+    }
+
     fn is_first_datagram(&self, continues: bool) -> bool {
         let class = Class::Datagram { continues };
         (self.is_request(class) || self.is_reply(class)) && self.state.has(State::FIRST)
@@ -62,16 +121,14 @@ impl Case {
     fn terminated(&self) -> State {
         match self.state.has(State::TERMINATED) {
             true => self.state,
-            false => self.with(State::TERMINATED, State::ANSWERED),
+            false => self.with(State::TERMINATED, State::PICKED_UP),
         }
     }
 }
 
-const ACK: Class = Class::Ack { resumes: false };
-const DATA: Class = Class::Ack { resumes: true };
+const ACK: Class = Class::Ack { resumes: false, proof: Proof::Step };
 const NONE: State = State(0);
-/// Bits that the client's ACK clears.
-const DOUBTS: State = State(State::RST.0 | State::ANSWERED.0);
+const PROOFS: [Proof; 3] = [Proof::Misfit, Proof::Early, Proof::Step];
 
 /// A row of the table: name, condition, verdict, next state, whether the time-out restarts.
 type Row = (&'static str, fn(&Case) -> bool, Verdict, fn(&Case) -> State, fn(&Case) -> bool);
@@ -188,62 +245,92 @@ const TABLE: &[Row] = &[
         YES,
     ),
     (
-        "the client's FIN",
-        |case| case.is_request(Class::Fin),
+        "a SYN begins a flow that was picked up in the middle",
+        |case| {
+            let picked_up = case.state.has(State::UNPROVEN) || case.is_dsr();
+            case.is_request(Class::Syn) && picked_up && !case.state.has(State::ESTABLISHED)
+        },
         Verdict::Forward,
-        |case| case.with(State::ESTABLISHED.with(State::FIN_CLIENT), DOUBTS),
+        |case| case.with(NONE, State::PICKED_UP),
+        YES,
+    ),
+    (
+        "the client's FIN",
+        Case::is_fin,
+        Verdict::Forward,
+        |case| case.acknowledged().with(State::FIN_CLIENT),
         YES,
     ),
     (
         "the client's ACK, where no FIN of it is doubted",
         |case| {
-            let doubted = case.state.has(State::FIN_CLIENT) && case.policy.forward == Forward::Dsr;
-            (case.is_request(ACK) || case.is_request(DATA)) && !doubted
+            let doubted = case.state.has(State::FIN_CLIENT) && case.is_dsr();
+            (case.is_ack(false) || case.is_ack(true)) && !doubted
         },
         Verdict::Forward,
-        |case| case.with(State::ESTABLISHED, DOUBTS),
-        YES,
+        Case::acknowledged,
+        Case::prolongs,
     ),
     (
         "the client's data takes its FIN back, where replies are not seen",
-        |case| case.is_request(DATA),
+        |case| case.is_ack(true),
         Verdict::Forward,
-        |case| case.with(State::ESTABLISHED, DOUBTS.with(State::FIN_CLIENT)),
+        |case| case.acknowledged().without(State::FIN_CLIENT),
         YES,
     ),
     (
         "an ACK alone does not, and the time-out goes on",
-        |case| case.is_request(ACK),
+        |case| case.is_ack(false),
         Verdict::Forward,
-        |case| case.with(State::ESTABLISHED, DOUBTS),
+        Case::acknowledged,
         NO,
     ),
     (
         "the backend's SYN answers",
         |case| case.is_reply(Class::SynAck),
         Verdict::Forward,
-        |case| case.with(State::ANSWERED, NONE),
+        |case| case.with(State::ANSWERED, State::UNPROVEN),
         YES,
     ),
     (
         "the backend's ACK proves a connection",
-        |case| case.is_reply(ACK) || case.is_reply(DATA),
+        |case| {
+            let ack = |resumes| move |proof| Class::Ack { resumes, proof };
+            case.is_reply_of(ack(false)) || case.is_reply_of(ack(true))
+        },
         Verdict::Forward,
-        |case| case.with(State::ESTABLISHED, NONE),
+        |case| case.with(State::ESTABLISHED, State::UNPROVEN),
         YES,
     ),
     (
         "the backend's FIN",
-        |case| case.is_reply(Class::Fin),
+        |case| case.is_reply_of(|proof| Class::Fin { proof }),
         Verdict::Forward,
-        |case| case.with(State::ESTABLISHED.with(State::FIN_BACKEND), NONE),
+        |case| case.with(State::ESTABLISHED.with(State::FIN_BACKEND), State::UNPROVEN),
         YES,
     ),
     (
-        "a later datagram makes a flow go on",
+        "a backend's later datagram makes a flow go on, and does not prove its client",
+        |case| case.is_first_datagram(true) && matches!(case.event, Event::Reply(_)),
+        Verdict::Forward,
+        |case| case.with(State::UNPROVEN, State::FIRST.with(State::ANSWERED)),
+        YES,
+    ),
+    (
+        "a client's later datagram makes a flow go on",
         |case| case.is_first_datagram(true),
         Verdict::Forward,
         |case| case.with(NONE, State::FIRST.with(State::ANSWERED)),
+        YES,
+    ),
+    (
+        "a client's datagram proves a flow that goes on",
+        |case| {
+            let datagram = matches!(case.event, Event::Request(Class::Datagram { .. }));
+            datagram && !case.state.has(State::FIRST)
+        },
+        Verdict::Forward,
+        |case| case.with(NONE, State::UNPROVEN),
         YES,
     ),
     (
@@ -263,22 +350,25 @@ const TABLE: &[Row] = &[
     ("all other packets start the time-out again", YES, Verdict::Forward, SAME, YES),
 ];
 
-const CLASSES: [Class; 9] = [
-    Class::Syn,
-    Class::SynAck,
-    ACK,
-    DATA,
-    Class::Fin,
-    Class::Rst,
-    Class::NoAck,
-    Class::Datagram { continues: false },
-    Class::Datagram { continues: true },
-];
+fn classes() -> impl Iterator<Item = Class> {
+    let others = [
+        Class::Syn,
+        Class::SynAck,
+        Class::Rst,
+        Class::NoAck,
+        Class::Datagram { continues: false },
+        Class::Datagram { continues: true },
+    ];
+    let judged = PROOFS.into_iter().flat_map(|proof| {
+        let [ack, data] = [false, true].map(|resumes| Class::Ack { resumes, proof });
+        [ack, data, Class::Fin { proof }]
+    });
+    others.into_iter().chain(judged)
+}
 
-/// Every state, with every event and policy: 1,376,256 combinations.
+/// Every state, with every event and policy: 2,162,688 combinations.
 fn all_cases() -> impl Iterator<Item = Case> {
-    let packets =
-        CLASSES.into_iter().flat_map(|class| [Event::Request(class), Event::Reply(class)]);
+    let packets = classes().flat_map(|class| [Event::Request(class), Event::Reply(class)]);
     let sweeps = [Protocol::Tcp, Protocol::Udp, Protocol::Any].map(Event::Sweep);
     packets.chain(sweeps).flat_map(|event| (0..256_u32).map(move |bits| (event, bits))).flat_map(
         |(event, bits)| {
@@ -330,12 +420,11 @@ fn a_terminated_flow_stays_so_whatever_comes() {
 fn a_flow_begins_in_the_state_of_its_first_packet() {
     for (class, state) in [
         (Class::Syn, NONE),
-        (ACK, State::ANSWERED),
-        (DATA, State::ANSWERED),
-        (Class::SynAck, State::ANSWERED),
-        (Class::NoAck, State::ANSWERED),
-        (Class::Fin, State::ANSWERED.with(State::FIN_CLIENT)),
-        (Class::Rst, State::ANSWERED.with(State::RST)),
+        (ACK, State::PICKED_UP),
+        (Class::SynAck, State::PICKED_UP),
+        (Class::NoAck, State::PICKED_UP),
+        (Class::Fin { proof: Proof::Misfit }, State::PICKED_UP.with(State::FIN_CLIENT)),
+        (Class::Rst, State::PICKED_UP.with(State::RST)),
         (Class::Datagram { continues: true }, State::FIRST),
     ] {
         assert_eq!(first(class), state, "{class:?}");
@@ -344,7 +433,7 @@ fn a_flow_begins_in_the_state_of_its_first_packet() {
 
 #[test]
 fn a_packet_that_leaves_its_pin_opens_a_flow_or_goes_on_in_one() {
-    for class in CLASSES {
+    for class in classes() {
         let opens = matches!(class, Class::Syn | Class::Datagram { .. });
         let miss = if opens { Miss::Open } else { Miss::NonSyn };
         assert_eq!(Event::Request(class).miss(), miss, "{class:?}");
