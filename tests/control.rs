@@ -30,6 +30,7 @@ use holdfast::forwarding::{
     FlowAction, ForwardingTable, Local, Ports, SchedulerKind, Timeouts, VipPolicy,
 };
 use holdfast::net::{BackendIndex, Forward, NextHop, NicIndex, Protocol, SteerRules, TableSecret};
+use holdfast::privileges::Kept;
 use holdfast::units::Ticks;
 use holdfast::xdp::packet::PacketSocket;
 
@@ -283,6 +284,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
         }],
         registry: Registry::default(),
         save: None,
+        privileges: Kept::default(),
         publisher,
         steering: Box::new(NoProgram),
         send_frame: Box::new(move |interface, frame| packets.send(interface, frame)),
@@ -324,6 +326,7 @@ fn config(vips: Vec<Vip>) -> Config {
         icmp: Default::default(),
         control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
         state: holdfast::config::State { directory: None },
+        security: holdfast::config::Security { seccomp: true },
         tunnels: holdfast::forwarding::Tunnels::default(),
         hash: Hash { secret: [0; 16], table_size: 251 },
     }

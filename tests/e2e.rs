@@ -35,6 +35,7 @@ mod e2e {
     mod next_hops;
     mod nic_changes;
     pub mod oracle;
+    pub mod privileges;
     mod quic;
     mod random_packets;
     mod reload;

@@ -34,6 +34,7 @@ mod report;
 mod rules;
 mod scheduler;
 mod sections;
+mod security;
 mod split;
 mod state;
 mod steered;
@@ -61,7 +62,7 @@ use report::Report;
 pub use backend::MAX_WEIGHT;
 pub use checked::{
     Announce, Backend, Config, Control, CopyMode, Damping, Drain, Fragments, FullNat, Hash, Health,
-    Idle, Io, Nic, Passive, Split, State, TcpHealth, Vip, Workers, XdpMode,
+    Idle, Io, Nic, Passive, Security, Split, State, TcpHealth, Vip, Workers, XdpMode,
 };
 pub use control::SOCKET;
 pub use error::{ConfigError, ConfigErrors};
@@ -114,9 +115,10 @@ fn unreadable(error: &io::Error) -> (String, &'static str) {
         io::ErrorKind::NotFound => {
             ("no such file".to_owned(), "check the path, or put the file there")
         }
-        io::ErrorKind::PermissionDenied => {
-            ("permission denied".to_owned(), "run as a user who may read it, such as root")
-        }
+        io::ErrorKind::PermissionDenied => (
+            "permission denied".to_owned(),
+            "let holdfast's user read it; if that is root, chown it to root (docs/SECURITY.md)",
+        ),
         _ => (format!("cannot be read: {}", reason(error)), "it must be a TOML file"),
     }
 }
@@ -170,11 +172,12 @@ fn check(report: &mut Report<'_>) -> Config {
     let icmp: icmp::RawIcmp = table(&mut document, "icmp", report);
     let control: control::RawControl = table(&mut document, "control", report);
     let state: state::RawState = table(&mut document, "state", report);
+    let security: security::RawSecurity = table(&mut document, "security", report);
     let tunnel: tunnel::RawTunnel = table(&mut document, "tunnel", report);
     for key in document.keys() {
         let what = "unknown section or key";
         let fix = "the sections are: [workers], [[nic]], [[vip]], [full_nat], [tunnel], [fragments], [icmp], \
-             [control], [state], [hash]";
+             [control], [state], [security], [hash]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
@@ -186,6 +189,7 @@ fn check(report: &mut Report<'_>) -> Config {
         icmp: icmp.check(&root.key("icmp"), report),
         control: control.check(&root.key("control"), report),
         state: state.check(&root.key("state"), report),
+        security: security.check(),
         tunnels: tunnel.check(&root.key("tunnel"), report),
         hash,
     };

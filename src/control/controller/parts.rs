@@ -112,7 +112,8 @@ impl Parts {
     /// Builds the status document.
     pub(super) fn status(&mut self, started: Instant, config: String) -> Status {
         let nic_counters = self.steering.counters(self.world.nics.len());
-        let World { registry, config: in_force, workers, nics, publisher, .. } = &self.world;
+        let World { registry, config: in_force, workers, nics, publisher, privileges, .. } =
+            &self.world;
         let generation = publisher.current().generation();
         let announced_on = |vip: &VipEntry| self.announcing.interface(vip);
         let sources = Sources {
@@ -127,6 +128,7 @@ impl Parts {
             flow_rates: &self.flow_rates,
             announced_on: &announced_on,
         };
-        status::status(&Process { started, config, generation }, &sources)
+        let privileges = privileges.clone();
+        status::status(&Process { started, config, generation, privileges }, &sources)
     }
 }
