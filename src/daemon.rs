@@ -4,10 +4,12 @@
 //! claim the control socket                       nothing outside has changed yet
 //! NICs, XDP program                              without rules: the kernel keeps every packet
 //! memory, sockets, workers                       bound, but no packet is steered to them
+//! privileges are dropped (src/privileges)
 //! control: first table -> rules -> program of a killed process is replaced -> VIP addresses
 //! ... until SIGTERM; then in reverse order
 //! ```
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,11 +28,12 @@ use crate::datapath::queues::WorkerQueue;
 use crate::datapath::worker::{Parts, Worker};
 use crate::flow::shared::SharedTables;
 use crate::flow::table::{FlowTable, TableError};
-use crate::format::counted;
+use crate::format::{counted, reason};
 use crate::forwarding::local::UNLIMITED;
 use crate::forwarding::publish::{Publisher, Subscription, prepare_thread};
 use crate::forwarding::{ForwardingTable, Local, MAX_BACKENDS, MAX_VIPS};
 use crate::net::NicIndex;
+use crate::privileges::{self, PrivilegesError};
 use crate::saved::{self, Directory, Document, Facts, StateError};
 use crate::stats::WorkerStats;
 use crate::steering::{Steered, Steerings};
@@ -90,6 +93,9 @@ pub enum DaemonError {
         /// The kernel's reason.
         source: std::io::Error,
     },
+    /// Privileges could not be dropped.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegesError),
     /// A worker could not be created.
     #[error("worker {0} could not be made: its flow table is in use")]
     Worker(usize),
@@ -162,6 +168,16 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
         info!("stopped before it was ready, as a signal asked for");
         return Ok(());
     }
+    let privileges = privileges::confine_process(config.security.seccomp)?;
+    info!("{privileges}");
+    if let Err(error) = File::open(path) {
+        warn!(
+            "{}: {}: a reload will fail, as root's right to read files of others has been dropped; \
+             chown it to root",
+            path.display(),
+            reason(&error)
+        );
+    }
     let threads = start(&config, workers, &stop, &events)?;
     let inputs = Inputs {
         config_path: path.to_owned(),
@@ -178,6 +194,7 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
         events: failures,
         clock: Arc::new(now),
         explain,
+        privileges,
         ready: Box::new(|| info!("ready")),
         config,
     };
@@ -476,33 +493,39 @@ fn start(
     stop: &Arc<CachePadded<AtomicBool>>,
     events: &Sender<WorkerEvent>,
 ) -> Result<Vec<JoinHandle<()>>, DaemonError> {
-    let may_sleep = config.workers.idle == Idle::Sleep;
+    let (may_sleep, seccomp) = (config.workers.idle == Idle::Sleep, config.security.seccomp);
     let placed = config.workers.cores.iter().copied().zip(workers).enumerate();
     placed
         .map(|(index, (core, worker))| {
             let (stop, events) = (Arc::clone(stop), events.clone());
             thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || work(index, core, worker, &stop, may_sleep, &events))
+                .spawn(move || {
+                    let confine = || {
+                        cpu::pin_to_core(core).map_err(|error| error.to_string())?;
+                        privileges::confine_worker(seccomp).map_err(|error| error.to_string())
+                    };
+                    work(index, worker, confine, &stop, may_sleep, &events);
+                })
                 .map_err(|source| DaemonError::Os { what: "cannot start a worker", source })
         })
         .collect()
 }
 
-/// Runs a worker on its core until it stops or fails.
+/// Runs a worker on this thread, once `prepare` has prepared the thread, until it stops or fails.
 fn work(
     index: usize,
-    core: usize,
     mut worker: Worker,
+    prepare: impl FnOnce() -> Result<(), String>,
     stop: &AtomicBool,
     may_sleep: bool,
     events: &Sender<WorkerEvent>,
 ) {
     let mut end = End { worker: index, error: "it panicked".to_owned(), stop, events };
     prepare_thread();
-    match cpu::pin_to_core(core) {
+    match prepare() {
         Ok(()) => worker.run(stop, may_sleep),
-        Err(error) => end.error = error.to_string(),
+        Err(error) => end.error = error,
     }
 }
 

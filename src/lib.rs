@@ -15,6 +15,7 @@ pub mod generator;
 pub mod log;
 pub mod net;
 mod plot;
+pub mod privileges;
 pub mod replay;
 pub mod saved;
 pub mod stats;

@@ -56,13 +56,27 @@ impl Log {
     /// # Errors
     /// The system's error when the process cannot open another file or start another thread.
     pub fn to_stderr() -> io::Result<Self> {
-        // Not through `io::stderr()`: other users of it would wait for its lock.
-        Self::to(File::from(io::stderr().as_fd().try_clone_to_owned()?))
+        Self::to_stderr_by(|| {})
     }
 
-    fn to(sink: impl Write + Send + 'static) -> io::Result<Self> {
+    /// Creates a log on the standard error stream, whose thread calls `prepare` first.
+    ///
+    /// # Errors
+    /// See [`Log::to_stderr`].
+    pub fn to_stderr_by(prepare: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        // Not through `io::stderr()`: other users of it would wait for its lock.
+        Self::to(File::from(io::stderr().as_fd().try_clone_to_owned()?), prepare)
+    }
+
+    fn to(
+        sink: impl Write + Send + 'static,
+        prepare: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let (orders, waiting) = bounded(WAITING);
-        thread::Builder::new().name("log".to_owned()).spawn(move || serve(sink, &waiting))?;
+        thread::Builder::new().name("log".to_owned()).spawn(move || {
+            prepare();
+            serve(sink, &waiting);
+        })?;
         Ok(Self { orders })
     }
 
@@ -156,7 +170,7 @@ mod tests {
     #[test]
     fn lines_are_written_or_lost_and_counted() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let log = Log::to(writer).unwrap();
+        let log = Log::to(writer, || {}).unwrap();
         log.line("one\n");
         log.line(vec![b'x'; 10]);
         log.flush(Duration::from_secs(60));

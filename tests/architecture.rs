@@ -35,10 +35,21 @@ const PLANES: [(&str, &[&str]); 9] = [
     ("stats.rs", &["units", "net"]),
     ("forwarding", &["units", "net", "wire", "stats"]),
     ("datapath", &["units", "net", "xdp", "wire", "flow", "stats", "forwarding", "format"]),
-    ("config", &["units", "net", "wire", "flow", "forwarding", "format"]),
+    ("config", &["units", "net", "wire", "flow", "forwarding", "format", "privileges"]),
     (
         "control",
-        &["units", "net", "wire", "flow", "stats", "forwarding", "config", "format", "log"],
+        &[
+            "units",
+            "net",
+            "wire",
+            "flow",
+            "stats",
+            "forwarding",
+            "config",
+            "format",
+            "log",
+            "privileges",
+        ],
     ),
 ];
 

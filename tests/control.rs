@@ -33,6 +33,7 @@ use holdfast::net::{
     AccessLists, BackendIndex, Forward, ListEntry, ListKey, NextHop, NicIndex, Protocol,
     SteerRules, TableSecret, VipId,
 };
+use holdfast::privileges::Kept;
 use holdfast::units::Ticks;
 use holdfast::xdp::packet::PacketSocket;
 
@@ -307,6 +308,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
         }],
         registry: Registry::default(),
         save: None,
+        privileges: Kept::default(),
         publisher,
         steering: Box::new(NoProgram),
         send_frame: Box::new(move |interface, frame| packets.send(interface, frame)),
@@ -350,6 +352,7 @@ fn config(vips: Vec<Vip>) -> Config {
         new_flows: Default::default(),
         control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
         state: holdfast::config::State { directory: None },
+        security: holdfast::config::Security { seccomp: true },
         tunnels: holdfast::forwarding::Tunnels::default(),
         hash: Hash { secret: [0; 16], table_size: 251 },
     }

@@ -36,6 +36,7 @@ mod e2e {
     mod next_hops;
     mod nic_changes;
     pub mod oracle;
+    pub mod privileges;
     mod quic;
     mod random_packets;
     mod reload;

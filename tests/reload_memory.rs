@@ -22,6 +22,7 @@ use holdfast::flow::table::{Families, FlowTable};
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::{ForwardingTable, Local};
 use holdfast::net::{ListEntry, ListKey, NicIndex, SteerRules, TableSecret, VipId};
+use holdfast::privileges::Kept;
 use holdfast::stats::WorkerStats;
 use holdfast::units::Ticks;
 
@@ -165,6 +166,7 @@ fn inputs(directory: &Path, round: Arc<AtomicU32>, publisher: Publisher) -> Inpu
         }],
         registry: Registry::default(),
         save: None,
+        privileges: Kept::default(),
         publisher,
         steering: Box::new(NoSteering),
         send_frame: Box::new(|_, _| Ok(())),

@@ -83,7 +83,7 @@ pub(super) fn fit(config: &Config, machine: &Machine) -> Vec<Finding> {
 }
 
 /// Summary such as `2 workers, 1 NIC, 1 VIP, 2 backends; 105 MB of flow tables (IPv4 bears 69,905
-/// new TCP flows a second), 26 MB of packet memory`.
+/// new TCP flows a second), 27 MB of packet memory`.
 fn summary(config: &Config, machine: &Machine) -> String {
     let backends: usize = config.vips.iter().map(|vip| vip.backends.len()).sum();
     let counts = [

@@ -8,10 +8,10 @@ use tracing_subscriber::EnvFilter;
 use super::args::RunArgs;
 use super::error::CliError;
 use super::{check, colours};
-use crate::config::machine::{self, Level};
+use crate::config::machine::{self, Level, Memory};
 use crate::control::Signals;
 use crate::log::{LAST_WORDS, Log};
-use crate::{config, daemon};
+use crate::{config, daemon, privileges};
 
 /// Forwards until a signal stops the process. Logs go to the standard error stream; `RUST_LOG`
 /// (default `info`) sets their level.
@@ -34,9 +34,12 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
     if !fatal.is_empty() {
         return Err(CliError::Machine(fatal));
     }
-    allow_open_files(machine::open_files(&config, &machine));
+    raise(Resource::Nofile, machine::open_files(&config, &machine));
+    raise(Resource::Memlock, Memory::of(&config, &machine).packets);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = Log::to_stderr()?;
+    let seccomp = config.security.seccomp;
+    // A kernel that refuses has the start fail, when the main thread confines itself.
+    let log = Log::to_stderr_by(move || _ = privileges::confine_log(seccomp))?;
     log.take_panics();
     let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
     events.with_ansi(colours(&stderr())).with_target(false).init();
@@ -45,11 +48,11 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
     result.map_err(|error| CliError::Run(Box::new(error)))
 }
 
-/// Raises the soft limit of open files, which protects programs that use select(2), to `needed`.
-fn allow_open_files(needed: u64) {
-    let limits = getrlimit(Resource::Nofile);
+/// Raises a soft limit to `needed`; that of open files protects programs that use select(2).
+fn raise(resource: Resource, needed: u64) {
+    let limits = getrlimit(resource);
     if limits.current.is_some_and(|soft| soft < needed) {
         // Up to the hard limit, which was checked, the kernel permits it.
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(needed), ..limits });
+        let _ = setrlimit(resource, Rlimit { current: Some(needed), ..limits });
     }
 }

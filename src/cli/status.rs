@@ -11,7 +11,7 @@ use super::error::CliError;
 use super::table::{Cell, Columns, GREEN, Look, RED, YELLOW, coloured, count, grouped, span, text};
 use crate::control::api::{
     BackendState, BackendStatus, FlowTableStatus, FullNatStatus, HealthState, NextHopStatus,
-    NicStatus, RemovedStatus, Status, Totals, VipStatus, WorkerStatus,
+    NicStatus, RemovedStatus, SecurityStatus, Status, Totals, VipStatus, WorkerStatus,
 };
 use crate::format::counted;
 use crate::net::PortRange;
@@ -49,6 +49,11 @@ pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Re
     let Status { version, pid, uptime_s, config, generation, .. } = status;
     let up = span(*uptime_s);
     writeln!(out, "holdfast {version}, pid {pid}, up {up}, {config}, generation {generation}")?;
+    if look.all {
+        let SecurityStatus { capabilities, seccomp } = &status.security;
+        let filter = if *seccomp { "filtered" } else { "not filtered" };
+        writeln!(out, "control keeps {}; system calls are {filter}", capabilities.join(", "))?;
+    }
     if status.log_lines_lost > 0 {
         let lost = counted(status.log_lines_lost, "line");
         writeln!(out, "{lost} of the log lost: its reader had gone, or was too slow")?;

@@ -244,6 +244,10 @@ fn sample(backends: Vec<BackendStatus>) -> api::Status {
         config: "/etc/holdfast.toml".to_owned(),
         generation: 3,
         log_lines_lost: 0,
+        security: api::SecurityStatus {
+            capabilities: vec!["CAP_BPF".to_owned(), "CAP_NET_ADMIN".to_owned()],
+            seccomp: true,
+        },
         totals,
         answers: BTreeMap::from([("echo_replies".to_owned(), 1)]),
         drops,

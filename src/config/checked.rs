@@ -51,6 +51,8 @@ pub struct Config {
     pub control: Control,
     /// `[state]`.
     pub state: State,
+    /// `[security]`.
+    pub security: Security,
     /// `[hash]`.
     pub hash: Hash,
 }
@@ -312,6 +314,13 @@ pub struct Control {
 pub struct State {
     /// Directory in memory; `None`: pins end with the process.
     pub directory: Option<PathBuf>,
+}
+
+/// `[security]`: limits that holdfast sets to itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Security {
+    /// Whether the threads of the process are limited to the system calls that they need.
+    pub seccomp: bool,
 }
 
 /// `[hash]`: settings that must be equal on every box of a fleet.

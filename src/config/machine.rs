@@ -14,6 +14,7 @@ use super::driver::{self, Misfit, NicFacts};
 use crate::flow::snat::BYTES_PER_BINDING;
 use crate::format::{bytes, counted};
 use crate::net::NicIndex;
+use crate::privileges::{NEEDED, Needed};
 
 /// Severity of a [`Finding`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +85,8 @@ pub struct Machine {
     pub huge_pages: Option<bool>,
     /// Largest number of open files of this process, its hard limit.
     pub open_files: Option<u64>,
+    /// Bytes of memory that this process may lock, its hard limit; `None` also without a limit.
+    pub lockable: Option<u64>,
     /// NICs in the configuration's order; empty if any of them could not be inspected.
     pub nics: Vec<NicFacts>,
 }
@@ -102,18 +105,11 @@ const QUEUE_FILES: usize = 2;
 /// Descriptors of a worker: its memory, and those of an event loop.
 const WORKER_FILES: usize = 8;
 
-/// Capabilities that `run` needs (include/uapi/linux/capability.h), each with its purpose.
-const CAPABILITIES: [(u32, &str, &str); 4] = [
-    (12, "CAP_NET_ADMIN", "attach XDP programs and announce addresses"),
-    (13, "CAP_NET_RAW", "open AF_XDP sockets"),
-    (38, "CAP_PERFMON", "load the XDP program"),
-    (39, "CAP_BPF", "load the XDP program"),
-];
 /// Bytes per IPv4 flow in a flow table, rounded up ([`crate::flow::table`]).
 const FLOW_BYTES_V4: u64 = 50;
 const FLOW_BYTES_V6: u64 = 82;
 /// CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON, which Linux 5.8 split off from it.
-const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_ADMIN: u8 = 21;
 
 impl Machine {
     /// Reads the facts of this machine, except those of its NICs and of the control socket, which
@@ -131,6 +127,7 @@ impl Machine {
             memory_available: meminfo("MemAvailable").and_then(|kb| kb.checked_mul(1024)),
             huge_pages: huge_pages(),
             open_files: getrlimit(Resource::Nofile).maximum,
+            lockable: getrlimit(Resource::Memlock).maximum,
             nics: Vec::new(),
         }
     }
@@ -227,7 +224,8 @@ impl Memory {
                     let queues = count(machine.served_queues(nic, workers));
                     queues.saturating_mul(u64::from(nic.ring) * 3)
                 });
-                rings.fold(workers_count.saturating_mul(count(each.batch)), u64::saturating_add)
+                let more = count(each.batch.saturating_add(config.fragments.parked));
+                rings.fold(workers_count.saturating_mul(more), u64::saturating_add)
             },
             |frames| workers_count.saturating_mul(frames.into()),
         );
@@ -260,7 +258,7 @@ pub fn hints(config: &Config) -> Vec<Finding> {
 /// Returns every mismatch.
 pub fn check(config: &Config, machine: &Machine) -> Vec<Finding> {
     let mut findings = Vec::new();
-    privileges(machine, &mut findings);
+    privileges(config, machine, &mut findings);
     cores(config, machine, &mut findings);
     for (port, nic) in config.nics.iter().enumerate() {
         interface(config, port, nic, machine, &mut findings);
@@ -335,14 +333,31 @@ fn fatal(key: &str, what: String, fix: impl Into<String>) -> Finding {
     Finding::new(Level::Error, key, what, fix)
 }
 
-fn privileges(machine: &Machine, findings: &mut Vec<Finding>) {
+fn privileges(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
     let effective = machine.capabilities.unwrap_or(u64::MAX);
-    let has = |number: u32| effective & (1 << number) != 0;
-    for (number, name, purpose) in CAPABILITIES {
-        let stands_for = matches!(number, 38 | 39) && has(CAP_SYS_ADMIN);
-        if !has(number) && !stands_for {
+    let has = |number: u8| effective & (1 << number) != 0;
+    for Needed { number, name, purpose } in NEEDED {
+        let (locks, stands_for) = (name == "CAP_IPC_LOCK", matches!(number, 38 | 39));
+        if !locks && !has(number) && !(stands_for && has(CAP_SYS_ADMIN)) {
             let what = format!("{name} is missing: it is needed to {purpose}");
-            let fix = "run as root, or check the file alone with --offline";
+            let fix = format!(
+                "run as root, or add it (systemd: AmbientCapabilities={name}); --offline checks \
+                 the file alone"
+            );
+            findings.push(fatal("privileges", what, fix));
+        }
+        let packets = Memory::of(config, machine).packets;
+        if locks && !has(number) && machine.lockable.is_some_and(|limit| limit < packets) {
+            let limit = bytes(machine.lockable.unwrap_or_default());
+            let packets = bytes(packets);
+            let what = format!(
+                "{name} is missing, and RLIMIT_MEMLOCK is {limit}: packet memory of {packets} \
+                 is locked"
+            );
+            let fix = format!(
+                "write LimitMEMLOCK=infinity into the service, or add the capability (systemd: \
+                 AmbientCapabilities={name})"
+            );
             findings.push(fatal("privileges", what, fix));
         }
     }
@@ -509,6 +524,7 @@ mod tests {
             memory_available: Some(200_000_000),
             huge_pages: Some(true),
             open_files: Some(1_048_576),
+            lockable: Some(8 << 20),
             nics: Vec::new(),
         }
     }
@@ -574,7 +590,7 @@ mod tests {
                 "more memory than there is",
                 "frames = 6208",
                 "flows = 2097152",
-                "workers.flows: flow tables take 210 MB, packet memory 26 MB, and 200 MB are \
+                "workers.flows: flow tables take 210 MB, packet memory 27 MB, and 200 MB are \
                  available; lower [workers] flows, use smaller rings, or fewer workers",
             ),
         ] {
@@ -593,9 +609,22 @@ mod tests {
                 &[
                     "CAP_NET_ADMIN is missing",
                     "CAP_NET_RAW is missing",
-                    "CAP_PERFMON is missing",
+                    "CAP_PERFMON is missing: it is needed to load the XDP program; run as root, or \
+                     add it (systemd: AmbientCapabilities=CAP_PERFMON)",
                     "CAP_BPF is missing",
+                    "CAP_IPC_LOCK is missing, and RLIMIT_MEMLOCK is 9 MB: packet memory of 26 MB \
+                     is locked; write LimitMEMLOCK=infinity",
                 ][..],
+            ),
+            (
+                "memory that may be locked",
+                Machine { capabilities: without(14), lockable: Some(26 << 20), ..machine() },
+                &[],
+            ),
+            (
+                "no limit of locked memory",
+                Machine { capabilities: without(14), lockable: None, ..machine() },
+                &[],
             ),
             ("CAP_SYS_ADMIN for CAP_BPF", Machine { capabilities: without(39), ..machine() }, &[]),
             ("and for CAP_PERFMON", Machine { capabilities: without(38), ..machine() }, &[]),
@@ -715,7 +744,7 @@ mod tests {
         assert_eq!(Memory::of(&config, &machine()), expected);
         let text = TEXT.replace("frames = 6208", "frame_size = 4096");
         let config = crate::config::parse(&text, "f").unwrap();
-        let expected = Memory { flows, packets: 2 * 6208 * 4096, snat_table: 0 };
+        let expected = Memory { flows, packets: 2 * (6208 + 256) * 4096, snat_table: 0 };
         assert_eq!(Memory::of(&config, &machine()), expected, "a queue of each worker");
         assert_eq!(
             Memory::of(&config, &Machine::default()),
@@ -724,7 +753,8 @@ mod tests {
         );
         let mut more = machine();
         more.interfaces = Some([("eth1".to_owned(), Some(4))].into());
-        let expected = Memory { flows, packets: (2 * 64 + 4 * 3 * 2048) * 4096, snat_table: 0 };
+        let expected =
+            Memory { flows, packets: (2 * (64 + 256) + 4 * 3 * 2048) * 4096, snat_table: 0 };
         assert_eq!(Memory::of(&config, &more), expected);
     }
 

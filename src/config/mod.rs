@@ -36,6 +36,7 @@ mod report;
 mod rules;
 mod scheduler;
 mod sections;
+mod security;
 mod share;
 mod split;
 mod state;
@@ -65,7 +66,7 @@ pub use access::{prefix, share_lists};
 pub use backend::MAX_WEIGHT;
 pub use checked::{
     Announce, Backend, Config, Control, CopyMode, Damping, Drain, Fragments, FullNat, Hash, Health,
-    Idle, Io, Nic, Passive, Split, State, TcpHealth, Vip, Workers, XdpMode,
+    Idle, Io, Nic, Passive, Security, Split, State, TcpHealth, Vip, Workers, XdpMode,
 };
 pub use control::SOCKET;
 pub use error::{ConfigError, ConfigErrors};
@@ -118,9 +119,10 @@ fn unreadable(error: &io::Error) -> (String, &'static str) {
         io::ErrorKind::NotFound => {
             ("no such file".to_owned(), "check the path, or put the file there")
         }
-        io::ErrorKind::PermissionDenied => {
-            ("permission denied".to_owned(), "run as a user who may read it, such as root")
-        }
+        io::ErrorKind::PermissionDenied => (
+            "permission denied".to_owned(),
+            "let holdfast's user read it; if that is root, chown it to root (docs/SECURITY.md)",
+        ),
         _ => (format!("cannot be read: {}", reason(error)), "it must be a TOML file"),
     }
 }
@@ -175,12 +177,13 @@ fn check(report: &mut Report<'_>) -> Config {
     let new_flows: new_flows::RawNewFlows = table(&mut document, "new_flows", report);
     let control: control::RawControl = table(&mut document, "control", report);
     let state: state::RawState = table(&mut document, "state", report);
+    let security: security::RawSecurity = table(&mut document, "security", report);
     let tunnel: tunnel::RawTunnel = table(&mut document, "tunnel", report);
     let access: access::RawAccess = table(&mut document, "access", report);
     for key in document.keys() {
         let what = "unknown section or key";
         let fix = "the sections are: [workers], [[nic]], [[vip]], [access], [full_nat], [tunnel], [fragments], \
-             [icmp], [new_flows], [control], [state], [hash]";
+             [icmp], [new_flows], [control], [state], [security], [hash]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
@@ -194,6 +197,7 @@ fn check(report: &mut Report<'_>) -> Config {
         new_flows: new_flows.check(&root.key("new_flows"), report),
         control: control.check(&root.key("control"), report),
         state: state.check(&root.key("state"), report),
+        security: security.check(),
         tunnels: tunnel.check(&root.key("tunnel"), report),
         hash,
     };

@@ -112,6 +112,7 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["full_nat"], keys_of::<super::full_nat::RawFullNat>()),
         (&["control"], keys_of::<super::control::RawControl>()),
         (&["state"], keys_of::<super::state::RawState>()),
+        (&["security"], keys_of::<super::security::RawSecurity>()),
         (&["fragments"], keys_of::<super::fragments::RawFragments>()),
         (&["tunnel"], keys_of::<super::tunnel::RawTunnel>()),
         (&["access"], keys_of::<super::access::RawAccess>()),

@@ -30,6 +30,15 @@ use crate::forwarding::explain::Step;
 use crate::forwarding::{FlowAction, Service};
 use crate::net::{Forward, Network, PortRange, Protocol};
 
+/// Privileges of the process, after the start.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct SecurityStatus {
+    /// Names of the control thread's capabilities, sorted; workers have none.
+    pub capabilities: Vec<String>,
+    /// Whether system calls are filtered.
+    pub seccomp: bool,
+}
+
 /// Reply to `GET /v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
@@ -46,6 +55,9 @@ pub struct Status {
     /// Log lines lost because the reader had gone or was too slow.
     #[serde(default)]
     pub log_lines_lost: u64,
+    /// Privileges of the process.
+    #[serde(default)]
+    pub security: SecurityStatus,
     /// Packet sums over all workers.
     pub totals: Totals,
     /// Packets turned into a local reply, by kind, summed over all workers; every kind is present.

@@ -153,6 +153,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
             macs_changed: false,
             journal: Journal::default(),
             saving: Saving::new(inputs.save, &inputs.clock),
+            privileges: inputs.privileges,
         },
     };
     let events = Events {

@@ -11,6 +11,7 @@ use super::view::{Clock, NicView, SendFrame, SteeringProgram, WorkerEvent, Worke
 use crate::config::Config;
 use crate::flow::shared::SharedTables;
 use crate::forwarding::publish::Publisher;
+use crate::privileges::Kept;
 
 /// Reads and checks a configuration file; errors are texts for the operator, one per mistake. May
 /// block for any time, and is called on a thread of its own.
@@ -51,6 +52,8 @@ pub struct Inputs {
     pub clock: Clock,
     /// Runs a packet through the stages of the data path, for `explain`.
     pub explain: Explain,
+    /// Privileges of the control thread.
+    pub privileges: Kept,
     /// Called once, when the first table is published, steered and announced.
     pub ready: Box<dyn FnOnce()>,
 }

@@ -48,6 +48,7 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(old.control.socket != new.control.socket, "[control] socket");
     check(old.control.on_drained != new.control.on_drained, "[control] on_drained");
     check(old.state != new.state, "[state] directory");
+    check(old.security != new.security, "[security] seccomp");
     let (a, b) = (&old.fragments, &new.fragments);
     check(a.timeout != b.timeout, "[fragments] timeout_s");
     check(a.datagrams != b.datagrams, "[fragments] datagrams");
@@ -72,7 +73,8 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     };
     if keys.is_empty() && !same(old, new) {
         keys.push(
-            "[workers], [[nic]], [full_nat], [fragments], [control], [state] or [hash]".to_owned(),
+            "[workers], [[nic]], [full_nat], [fragments], [control], [state], [security] or [hash]"
+                .to_owned(),
         );
     }
     keys
@@ -495,6 +497,7 @@ pub(crate) mod tests {
             tunnels: Tunnels::default(),
             state: crate::config::State { directory: None },
             access: AccessLists::default(),
+            security: crate::config::Security { seccomp: true },
             hash: Hash { secret: [0; 16], table_size: 251 },
         }
     }
@@ -680,7 +683,7 @@ pub(crate) mod tests {
     #[test]
     fn keys_that_need_a_restart_are_named() {
         type Change = fn(&mut Config);
-        let rows: [(Change, &str); 11] = [
+        let rows: [(Change, &str); 12] = [
             (|c| c.control.on_drained.push("x".to_owned()), "[control] on_drained"),
             (|c| c.workers.cores.push(1), "[workers] cores"),
             (|c| c.workers.idle = Idle::Busy, "[workers] idle"),
@@ -688,6 +691,7 @@ pub(crate) mod tests {
             (|c| c.workers.io.busy_poll = 64, "[workers] busy_poll"),
             (|c| c.control.socket = "/x".into(), "[control] socket"),
             (|c| c.state.directory = Some("/x".into()), "[state] directory"),
+            (|c| c.security.seccomp = false, "[security] seccomp"),
             (|c| c.hash.secret = [1; 16], "[hash] secret"),
             (|c| c.hash.table_size = 13, "[hash] table_size"),
             (|c| c.nics.clear(), "[[nic]] interface"),

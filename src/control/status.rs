@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use super::answering::hint;
 use super::api::{
     BackendState, BackendStatus, DrainStatus, FullNatStatus, HealthState, NextHopStatus,
-    NicFaultStatus, NicStatus, PoolStatus, RemovedStatus, SplitStatus, Status, Totals, VipStatus,
-    WorkerStatus,
+    NicFaultStatus, NicStatus, PoolStatus, RemovedStatus, SecurityStatus, SplitStatus, Status,
+    Totals, VipStatus, WorkerStatus,
 };
 use super::counters::{backend_traffic, flows_active, over_limit, since, syns, vip_traffic};
 use super::flow_rates::FlowRates;
@@ -27,6 +27,7 @@ use crate::config::FullNat;
 use crate::format::counted;
 use crate::forwarding::{FlowAction, Ports};
 use crate::net::{Family, NextHop, VipId};
+use crate::privileges::Kept;
 use crate::stats::{NicStats, WorkerStats};
 
 /// Inputs of a status, besides the process itself.
@@ -63,6 +64,8 @@ pub struct Process {
     pub config: String,
     /// Generation of the published table.
     pub generation: u64,
+    /// Privileges of the control thread.
+    pub privileges: Kept,
 }
 
 /// Builds the whole document.
@@ -77,6 +80,10 @@ pub fn status(process: &Process, sources: &Sources<'_>) -> Status {
         config: process.config.clone(),
         generation: process.generation,
         log_lines_lost: crate::log::lines_lost(),
+        security: SecurityStatus {
+            capabilities: process.privileges.capabilities.clone(),
+            seccomp: process.privileges.seccomp,
+        },
         full_nat: full_nat_status(sources.full_nat, &totals),
         totals,
         answers: all_answers(sources.workers),

@@ -43,6 +43,7 @@ use crate::net::{
     Address, BackendId, BackendIndex, FlowKey, ListEntry, ListKey, Network, NextHop, NicIndex,
     Protocol, TableSecret, VipId,
 };
+use crate::privileges::Kept;
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
 
@@ -200,6 +201,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
         }],
         registry: Registry::default(),
         save: None,
+        privileges: Kept::default(),
         publisher,
         steering: Box::new(FakeSteering { notes: Arc::clone(&notes), tables: tables.clone() }),
         send_frame: Box::new(|_, _| Err(std::io::Error::other("nothing is announced here"))),

@@ -23,9 +23,13 @@ use netlink_packet_route::tc::{
 };
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
-/// Size of `struct nlmsghdr` in bytes; `IFINFO` is the size of `struct ifinfomsg`.
+/// Size of `struct nlmsghdr` in bytes; `IFINFO` and `TCMSG` are the sizes of `struct ifinfomsg` and
+/// `struct tcmsg`.
 const HEADER: usize = 16;
 const IFINFO: usize = 16;
+const TCMSG: usize = 20;
+/// Attribute with the name of a tc program, include/uapi/linux/pkt_cls.h.
+const TCA_BPF_NAME: u16 = 7;
 
 /// Attribute with the text of an extended acknowledgement, include/uapi/linux/netlink.h.
 const NLMSGERR_ATTR_MSG: u16 = 1;
@@ -94,8 +98,6 @@ pub(super) struct IngressFilter {
     pub priority: u16,
     /// Number among the filters of the same priority.
     pub handle: u32,
-    /// Name in `tc filter show`.
-    pub name: &'static str,
 }
 
 impl IngressFilter {
@@ -183,16 +185,17 @@ impl Rtnetlink {
     }
 
     /// Runs a tc program on every packet that enters by a link, after its XDP program. A program
-    /// with the same priority and handle is replaced in one step.
+    /// with the same priority and handle is replaced in one step. `tc filter show` prints `name`.
     pub(super) fn set_ingress_filter(
         &self,
         index: u32,
         program: RawFd,
+        name: String,
         filter: &IngressFilter,
     ) -> Result<(), NetlinkError> {
         let options = [
             TcFilterBpfOption::ProgFd(program.cast_unsigned()),
-            TcFilterBpfOption::ProgName(filter.name.to_owned()),
+            TcFilterBpfOption::ProgName(name),
             // The program returns the verdict itself.
             TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
         ];
@@ -205,27 +208,47 @@ impl Rtnetlink {
         self.exchange(&request, |_link| ())
     }
 
-    /// Returns whether a link has a filter with this priority and handle.
-    pub(super) fn has_ingress_filter(
+    /// Returns the name of the filter of a link with this priority and handle, if there is one.
+    pub(super) fn ingress_filter(
         &self,
         index: u32,
         filter: &IngressFilter,
-    ) -> Result<bool, NetlinkError> {
+    ) -> Result<Option<String>, NetlinkError> {
         let kind = vec![TcAttribute::Kind(TcFilterBpf::KIND.to_owned())];
         let message = RouteNetlinkMessage::GetTrafficFilter(filter.message(index, kind));
-        match self.exchange(&request(message, NLM_F_ACK), |_link| ()) {
+        let mut name = None;
+        let found = self.replies(&request(message, NLM_F_ACK), |kind, payload| {
+            if kind == libc::RTM_NEWTFILTER {
+                name = Some(filter_name(payload).unwrap_or_default());
+            }
+        });
+        match found {
             // No filter of this handle or priority, no queueing discipline, or no link.
             Err(error)
                 if matches!(error.errno(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) =>
             {
-                Ok(false)
+                Ok(None)
             }
-            result => result.map(|()| true),
+            result => result.map(|()| name),
         }
     }
 
     /// Sends a request and passes each link of the reply to `each`, until the kernel is done.
     fn exchange(&self, request: &[u8], mut each: impl FnMut(Link)) -> Result<(), NetlinkError> {
+        self.replies(request, |kind, payload| {
+            if kind == libc::RTM_NEWLINK {
+                each(parse_link(payload));
+            }
+        })
+    }
+
+    /// Sends a request and passes the type and payload of each message of the reply to `each`,
+    /// until the kernel is done.
+    fn replies(
+        &self,
+        request: &[u8],
+        mut each: impl FnMut(u16, &[u8]),
+    ) -> Result<(), NetlinkError> {
         self.socket.send(request, 0)?;
         let mut buffer = Vec::with_capacity(BUFFER);
         loop {
@@ -238,8 +261,7 @@ impl Rtnetlink {
                 match message.message_type() {
                     NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => return acknowledgement(&message),
-                    libc::RTM_NEWLINK => each(parse_link(message.payload())),
-                    _ => {}
+                    kind => each(kind, message.payload()),
                 }
             }
         }
@@ -303,6 +325,13 @@ fn acknowledgement(message: &NetlinkBuffer<&[u8]>) -> Result<(), NetlinkError> {
         .map(|text| String::from_utf8_lossy(text.value()).trim_end_matches('\0').to_owned());
     let source = io::Error::from_raw_os_error(code.get().saturating_neg());
     Err(NetlinkError { source, explanation })
+}
+
+/// Returns the name in an `RTM_NEWTFILTER` message, of a tc program.
+fn filter_name(payload: &[u8]) -> Option<String> {
+    let options = attributes(payload.get(TCMSG..)).find(|one| one.kind() == libc::TCA_OPTIONS)?;
+    let name = attributes(Some(options.value())).find(|one| one.kind() == TCA_BPF_NAME)?;
+    Some(String::from_utf8_lossy(name.value()).trim_end_matches('\0').to_owned())
 }
 
 /// Parses an `RTM_NEWLINK` message; a missing field keeps its default. An attribute that the crate

@@ -40,7 +40,7 @@ use super::queue::XskQueue;
 
 use crate::net::VipId;
 use error::{is_permission, load_error, map, map_error, no_map, with_causes};
-use guard::Guard;
+use guard::{Guard, guarded};
 use load::load_in_spite_of_signals;
 use rules::Rules;
 
@@ -93,6 +93,14 @@ impl Attached {
         match self {
             Self::Native => "native",
             Self::Generic => "generic",
+        }
+    }
+
+    /// Returns the keyword of `ip link` that removes such a program.
+    const fn keyword(self) -> &'static str {
+        match self {
+            Self::Native => "xdpdrv",
+            Self::Generic => "xdpgeneric",
         }
     }
 
@@ -155,12 +163,23 @@ pub struct Steering {
     fallback_reason: Option<String>,
     loaded: Rules,
     guard: Option<Guard>,
+    /// Program of a killed process, found before privileges are dropped.
+    leftover: Option<Leftover>,
 }
 
 /// The program of a killed process on the NIC.
 struct Leftover {
+    id: u32,
     mode: Attached,
-    program: ProgramFd,
+    /// The program; `None` without CAP_SYS_ADMIN, which opens programs of other processes.
+    program: Option<ProgramFd>,
+}
+
+impl Leftover {
+    /// Flags to replace it; without the program itself any program is replaced.
+    fn flags(&self) -> u32 {
+        if self.program.is_some() { XDP_FLAGS_REPLACE } else { 0 }
+    }
 }
 
 impl Steering {
@@ -189,9 +208,10 @@ impl Steering {
             fallback_reason: None,
             loaded: Rules::default(),
             guard: None,
+            leftover: None,
         };
         steering.set_mac(nic.mac())?;
-        steering.leftover()?;
+        steering.leftover = steering.find_leftover()?;
         Ok(steering)
     }
 
@@ -240,7 +260,7 @@ impl Steering {
     /// # Errors
     /// See [`attach`](Self::attach).
     pub fn prepare(&mut self) -> Result<Attached, ProgramError> {
-        match (self.leftover()?, self.wanted) {
+        match (&self.leftover, self.wanted) {
             (None, _) => {
                 let mode = self.attach_first()?;
                 self.attached = Some(mode);
@@ -262,12 +282,12 @@ impl Steering {
         if let Some(mode) = self.attached {
             return Ok(mode);
         }
-        let mode = match self.leftover()? {
+        let still_there = self.attached_now()?.map(|(id, _)| id);
+        let mode = match self.leftover.take().filter(|old| still_there == Some(old.id)) {
             Some(old) if self.wanted.accepts(old.mode) => self.replace(&old)?,
             Some(old) => {
                 // The kernel cannot change the mode in one step.
-                let flags = old.mode.flag() | XDP_FLAGS_REPLACE;
-                self.set(NONE, flags, Some(&old.program))
+                self.set(NONE, old.mode.flag() | old.flags(), old.program.as_ref())
                     .map_err(|error| self.attach_error(old.mode.as_str(), &error))?;
                 self.attach_first()?
             }
@@ -298,7 +318,8 @@ impl Steering {
     /// # Errors
     /// [`ProgramError::Guard`].
     pub fn guard_interface(&self, index: u32) -> Result<(), ProgramError> {
-        let installed = self.guard.as_ref().map(|guard| guard.install(&self.netlink, index));
+        let install = |guard: &Guard| guard.install(&self.netlink, index, self.id);
+        let installed = self.guard.as_ref().map(install);
         installed.unwrap_or(Ok(())).map_err(|reason| self.guard_error(&reason))
     }
 
@@ -483,7 +504,7 @@ impl Steering {
 
     /// Replaces the program of a killed process, without a gap.
     fn replace(&mut self, old: &Leftover) -> Result<Attached, ProgramError> {
-        self.set_ours(old.mode, XDP_FLAGS_REPLACE, Some(&old.program))
+        self.set_ours(old.mode, old.flags(), old.program.as_ref())
             .map_err(|error| self.attach_error(old.mode.as_str(), &error))?;
         if self.wanted == AttachMode::Auto && old.mode == Attached::Generic {
             self.fallback_reason = Some(
@@ -515,7 +536,21 @@ impl Steering {
     }
 
     /// Returns the program of a killed process on the NIC; fails if it is another application's.
-    fn leftover(&self) -> Result<Option<Leftover>, ProgramError> {
+    fn find_leftover(&self) -> Result<Option<Leftover>, ProgramError> {
+        let Some((id, mode)) = self.attached_now()? else { return Ok(None) };
+        let info = find_program(id);
+        let ours = info.as_ref().filter(|info| info.name() == PROGRAM_NAME.as_bytes());
+        let program = ours.and_then(|info| info.fd().ok());
+        // Without a guard, or with that of another program, it is not known to be holdfast's.
+        let is_guarded = || matches!(guarded(&self.netlink, self.index), Ok(Some(of)) if of == id);
+        if program.is_some() || (info.is_none() && is_guarded()) {
+            return Ok(Some(Leftover { id, mode, program }));
+        }
+        Err(self.foreign(id, info.as_ref(), mode.as_str(), mode.keyword()))
+    }
+
+    /// Returns the id and mode of the program on the NIC; fails if it runs on the NIC itself.
+    fn attached_now(&self) -> Result<Option<(u32, Attached)>, ProgramError> {
         let link = self
             .netlink
             .link_by_index(self.index)
@@ -524,18 +559,11 @@ impl Steering {
         if let Some(id) = link.xdp.offloaded {
             return Err(self.foreign(id, find_program(id).as_ref(), "offloaded", "xdpoffload"));
         }
-        let attached = match (link.xdp.native, link.xdp.generic) {
-            (Some(id), _) => Some((id, Attached::Native, "xdpdrv")),
-            (None, Some(id)) => Some((id, Attached::Generic, "xdpgeneric")),
+        Ok(match (link.xdp.native, link.xdp.generic) {
+            (Some(id), _) => Some((id, Attached::Native)),
+            (None, Some(id)) => Some((id, Attached::Generic)),
             (None, None) => None,
-        };
-        let Some((id, mode, keyword)) = attached else { return Ok(None) };
-        let info = find_program(id);
-        let ours = info.as_ref().filter(|info| info.name() == PROGRAM_NAME.as_bytes());
-        let Some(program) = ours.and_then(|info| info.fd().ok()) else {
-            return Err(self.foreign(id, info.as_ref(), mode.as_str(), keyword));
-        };
-        Ok(Some(Leftover { mode, program }))
+        })
     }
 
     fn foreign(

@@ -1,6 +1,7 @@
 //! Starts that must fail: the error names fault, place and cure, and nothing is left behind.
 
 use crate::e2e::guard::guard;
+use crate::e2e::privileges::assert_confined;
 use crate::lab::{Config, Family, Holdfast, Lab, Topology, failed, log_of, requests, vip};
 
 fn assert_says(error: &str, parts: &[&str]) {
@@ -102,11 +103,21 @@ fn the_documented_capabilities_are_those_that_are_needed() {
 
     let enough = without(None);
     let line = unprivileged(&enough, binary);
-    let mut command = lab.command("lb", line[0]);
-    command.args(&line[1..]);
+    let start = || {
+        let mut command = lab.command("lb", line[0]);
+        command.args(&line[1..]);
+        command
+    };
     let log = std::fs::File::create(log_of(&lab)).unwrap();
-    let holdfast = Holdfast::start_by(&lab, &config, command, log.into());
+    let holdfast = Holdfast::start_by(&lab, &config, start(), log.into());
     requests(&lab, &nat, 0, 50).assert_none_failed("without root");
+    assert_confined(holdfast.pid(), "2");
+    holdfast.kill();
+
+    // It finds its own XDP program on the NIC, and takes its place.
+    let log = std::fs::File::create(log_of(&lab)).unwrap();
+    let holdfast = Holdfast::start_by(&lab, &config, start(), log.into());
+    requests(&lab, &nat, 0, 50).assert_none_failed("after a kill");
     holdfast.stop();
     assert_untouched(&lab);
 

@@ -18,6 +18,7 @@ use crate::control::view::{NicView, WorkerView};
 use crate::forwarding::publish::Publisher;
 use crate::forwarding::{ForwardingTable, Local};
 use crate::net::BackendIndex;
+use crate::privileges::Kept;
 
 /// State that more than one part of the control loop reads or changes.
 pub(super) struct World {
@@ -47,6 +48,8 @@ pub(super) struct World {
     pub(super) journal: Journal,
     /// Saver of the registry for a later process.
     pub(super) saving: Saving,
+    /// Privileges of the control thread.
+    pub(super) privileges: Kept,
 }
 
 impl World {
@@ -157,6 +160,7 @@ pub(super) mod tests {
             macs_changed: false,
             journal: Journal::default(),
             saving: Saving::off(),
+            privileges: Kept::default(),
         };
         world.publish();
         world

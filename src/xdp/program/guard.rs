@@ -18,12 +18,15 @@ use aya::programs::{ProgramError, ProgramFd, SchedClassifier};
 use super::load::load_in_spite_of_signals;
 use crate::xdp::netlink::{IngressFilter, NetlinkError, Rtnetlink};
 
-/// Name of the program, in the object, in the kernel and in `tc filter show`.
+/// Name of the program in the object and in the kernel. `tc filter show` prints also the XDP program
+/// to which it belongs: `holdfast_guard/xdp/1234`.
 pub const GUARD_NAME: &str = "holdfast_guard";
+/// Between the name and the id of the XDP program.
+const OF: &str = "/xdp/";
 
 /// Place of the guard among the filters of a NIC. Those of priority 1 come first, and a handle is one
 /// filter among them: 'H', 'F'.
-const FILTER: IngressFilter = IngressFilter { priority: 1, handle: 0x4846, name: GUARD_NAME };
+const FILTER: IngressFilter = IngressFilter { priority: 1, handle: 0x4846 };
 
 /// Time for which the guard works after the end of the process: a restart has long begun, and a box
 /// whose holdfast has ended for good gets its ports back.
@@ -43,10 +46,17 @@ impl Guard {
         Ok(Self { program: program.fd()?.try_clone()? })
     }
 
-    /// Attaches the guard to a NIC, in the place of the guard of an earlier process.
-    pub(super) fn install(&self, netlink: &Rtnetlink, index: u32) -> Result<(), NetlinkError> {
+    /// Attaches the guard of the XDP program with the id `guarded` to a NIC, in the place of the
+    /// guard of an earlier process.
+    pub(super) fn install(
+        &self,
+        netlink: &Rtnetlink,
+        index: u32,
+        guarded: u32,
+    ) -> Result<(), NetlinkError> {
         netlink.add_clsact(index)?;
-        netlink.set_ingress_filter(index, self.program.as_fd().as_raw_fd(), &FILTER)
+        let name = format!("{GUARD_NAME}{OF}{guarded}");
+        netlink.set_ingress_filter(index, self.program.as_fd().as_raw_fd(), name, &FILTER)
     }
 
     /// Whether the guard is attached to a NIC.
@@ -55,6 +65,14 @@ impl Guard {
         netlink: &Rtnetlink,
         index: u32,
     ) -> Result<bool, NetlinkError> {
-        netlink.has_ingress_filter(index, &FILTER)
+        netlink.ingress_filter(index, &FILTER).map(|name| name.is_some())
     }
+}
+
+/// Returns the id of the XDP program whose guard is on a NIC, if there is one. Needs no capability,
+/// unlike the name of the XDP program itself (kernel/bpf/syscall.c, `bpf_prog_get_fd_by_id`:
+/// CAP_SYS_ADMIN).
+pub(super) fn guarded(netlink: &Rtnetlink, index: u32) -> Result<Option<u32>, NetlinkError> {
+    let name = netlink.ingress_filter(index, &FILTER)?;
+    Ok(name.and_then(|name| name.strip_prefix(GUARD_NAME)?.strip_prefix(OF)?.parse().ok()))
 }
