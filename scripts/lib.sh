@@ -77,6 +77,7 @@ BENCH_PACKAGES=(
     'binutils|addr2line|tells which source line an instruction comes from'
     'jq|jq|puts the results together'
     'git|git|names the commit that was measured'
+    'iproute2|ip|makes the interface of benches/lists.rs'
 )
 COMPARE_PACKAGES=(
     'jq|jq|reads the measurements and draws the chart'
