@@ -21,8 +21,8 @@ use holdfast::config::{
 };
 use holdfast::control::state::Registry;
 use holdfast::control::{
-    self, AttachedView, Inputs, NicNow, NicView, Signals, SocketStatistics, SteerCounters,
-    SteeringProgram,
+    self, AttachedView, HandOver, Inputs, NicNow, NicView, Signals, SocketStatistics,
+    SteerCounters, SteeringProgram,
 };
 use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::forwarding::publish::{Publisher, Subscription};
@@ -257,6 +257,8 @@ impl SteeringProgram for NoProgram {
     fn set_mac(&mut self, _nic: NicIndex, _mac: [u8; 6]) -> Result<(), String> {
         Ok(())
     }
+
+    fn leave(&mut self) {}
 }
 
 fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<AtomicBool>) -> Inputs {
@@ -291,6 +293,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
         events,
         clock: Arc::new(|| Ticks(0)),
         explain: Arc::new(|_, _| Err("nothing is forwarded here".to_owned())),
+        hand_over: HandOver::default(),
         ready: Box::new(move || {
             // Release: pairs with the test's Acquire. The sender lives until control has started.
             drop(sender);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use holdfast::config::{self, Config};
 use holdfast::control::state::Registry;
 use holdfast::control::{
-    self, AttachedView, Inputs, NicNow, NicView, Signal, SocketStatistics, SteerCounters,
+    self, AttachedView, HandOver, Inputs, NicNow, NicView, Signal, SocketStatistics, SteerCounters,
     SteeringProgram, WorkerView,
 };
 use holdfast::flow::shared::{SharedTables, TableSizes};
@@ -93,6 +93,8 @@ impl SteeringProgram for NoSteering {
     fn set_mac(&mut self, _nic: NicIndex, _mac: [u8; 6]) -> Result<(), String> {
         Ok(())
     }
+
+    fn leave(&mut self) {}
 }
 
 /// One VIP, with other backends in every round, none of which existed before.
@@ -152,6 +154,7 @@ fn inputs(directory: &Path, round: Arc<AtomicU32>, publisher: Publisher) -> Inpu
         events,
         clock: Arc::new(|| Ticks(0)),
         explain: Arc::new(|_, _| Err("nothing is forwarded here".to_owned())),
+        hand_over: HandOver::default(),
         ready: Box::new(move || drop(sender)),
     }
 }
