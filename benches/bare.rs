@@ -145,7 +145,7 @@ impl Forwarder {
             }
             idle = idle.saturating_add(1);
             if may_sleep && idle > IDLE_POLLS {
-                wait([&self.input].into_iter().chain(&self.output), SLEEP_MS);
+                wait([&self.input].into_iter().chain(&self.output), None, SLEEP_MS);
             } else {
                 std::hint::spin_loop();
             }

@@ -8,21 +8,26 @@
 //! control: first table -> rules -> program of a killed process is replaced -> VIP addresses
 //! ... until SIGTERM; then in reverse order
 //! ```
+//!
+//! If a process runs already, it hands over ([`handover`](crate::handover)) after the first table:
+//! sockets, memory and tables are its own, and its program takes the place of a killed process's.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread;
+use std::time::Duration;
 
-use crossbeam_channel::Sender;
-use crossbeam_utils::CachePadded;
-use tracing::{info, warn};
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
 
 use crate::config::driver::{self, Binding, Misfit, NicFacts};
-use crate::config::{self, Config, CopyMode, Idle, Nic as NicConfig, XdpMode};
+use crate::config::{self, Config, CopyMode, Nic as NicConfig, XdpMode};
 use crate::control::saved::Moment;
-use crate::control::{self, ControlError, Inputs, NicView, Signals, WorkerEvent, WorkerView};
+use crate::control::{
+    self, ControlError, ControlSocket, HandOver, Inputs, NicView, Signals, WorkerView, reload,
+};
 use crate::datapath::explain::Explainer;
 use crate::datapath::queues::WorkerQueue;
 use crate::datapath::worker::{Parts, Worker};
@@ -30,14 +35,18 @@ use crate::flow::shared::SharedTables;
 use crate::flow::table::{FlowTable, TableError};
 use crate::format::{counted, reason};
 use crate::forwarding::local::UNLIMITED;
-use crate::forwarding::publish::{Publisher, Subscription, prepare_thread};
+use crate::forwarding::publish::{Publisher, Subscription};
 use crate::forwarding::{ForwardingTable, Local, MAX_BACKENDS, MAX_VIPS};
+use crate::handover::message::OfferedQueue;
+use crate::handover::{
+    self, ChannelError, Estate, Predecessor, Prepared, Successor, WorkerEstate, WorkerFiles,
+};
 use crate::net::NicIndex;
 use crate::privileges::{self, PrivilegesError};
 use crate::saved::{self, Directory, Document, Facts, StateError};
 use crate::stats::WorkerStats;
 use crate::steering::{Steered, Steerings};
-use crate::units::Ticks;
+use crate::workers::{State, Threads, now};
 use crate::xdp::cpu::{self, CpuError};
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::packet::PacketSocket;
@@ -126,18 +135,37 @@ struct ServedNic {
     monitors: Vec<Monitor>,
 }
 
-/// Runs holdfast with the configuration at `path` until `signals` request a stop.
+/// Runs holdfast with the configuration at `path` until `signals` request a stop, or another process
+/// takes over. If another process runs already, takes over from it.
 ///
 /// # Errors
 /// [`DaemonError`] when the start or a worker fails. Everything that was set up has been removed by
 /// then.
 pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonError> {
-    let control_socket = control::admin::claim(&config.control.socket)?;
+    let (control_socket, predecessor) = claim(&config)?;
+    let result = run_after(config, path, signals, control_socket, predecessor);
+    if result.is_ok() {
+        info!("stopped");
+    }
+    result
+}
+
+/// Runs holdfast, after `predecessor` has handed over, if there is one.
+fn run_after(
+    config: Config,
+    path: &Path,
+    signals: Signals,
+    control_socket: ControlSocket,
+    mut predecessor: Option<Successor>,
+) -> Result<(), DaemonError> {
     let mut nics = open_nics(&config)?;
     let frame_size = bind_modes(&config, &mut nics)?;
+    if let Some(successor) = &predecessor {
+        check_offer(successor, &nics, frame_size)?;
+    }
     let packets = PacketSocket::open()
         .map_err(|source| DaemonError::Os { what: "no packet socket, to announce", source })?;
-    let (directory, tables) = open_tables(&config)?;
+    let (directory, tables) = open_tables(&config, predecessor.as_ref())?;
     let saved::Tables { shared, registry, set, continues, losses } = tables;
     losses.iter().for_each(|loss| warn!("state: {loss}"));
     // Without the backends of the pins, workers would remove them as stale.
@@ -145,23 +173,31 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
     let first = ForwardingTable::build(0, config.hash.secret, Local::default(), &specs, None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
-    let stop = Arc::new(CachePadded::new(AtomicBool::new(false)));
-    let (mut workers, mut views) = (Vec::new(), Vec::new());
+    let (mut workers, mut views, mut estates) = (Vec::new(), Vec::new(), Vec::new());
+    let mut inherited =
+        predecessor.iter_mut().flat_map(|successor| std::mem::take(&mut successor.workers));
     for (index, &core) in config.workers.cores.iter().enumerate() {
-        let (worker, stats) = on_core(core, || {
-            make_worker(&config, index, frame_size, &mut nics, (&shared, &tables))
+        let files = inherited.next();
+        let takes_over = files.is_some();
+        let (state, estate, stats) = on_core(core, || {
+            let make = make_parts(&config, index, frame_size, &mut nics, (&shared, &tables), files);
+            let (parts, estate) = make?;
+            let stats = Arc::clone(&parts.stats);
+            Ok((new_worker(index, parts, takes_over)?, estate, stats))
         })?;
-        workers.push(worker);
+        workers.push(state);
+        estates.push(estate);
         views.extend(view(&config, index, &stats, &shared.flows));
     }
-    if continues {
+    drop(inherited);
+    if continues && predecessor.is_none() {
         let pins: u64 = views.iter().map(|worker| worker.stats.flows_active.get()).sum();
         info!("state: {} taken over from an earlier process", counted(pins, "flow"));
     }
     let explain = explainer(&shared, &views)?;
     // It would keep the first table alive.
     drop(tables);
-    let nic_views = nics.iter().map(nic_view).collect();
+    let nic_views: Vec<NicView> = nics.iter().map(nic_view).collect();
     let steered = |ServedNic { nic, steering, monitors, .. }| Steered { nic, steering, monitors };
     let steerings = nics.into_iter().map(steered).collect();
     if signals.stop_is_asked() {
@@ -178,11 +214,23 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
             reason(&error)
         );
     }
-    let threads = start(&config, workers, &stop, &events)?;
+    let threads = Threads::start(&config, workers, &events)
+        .map_err(|source| DaemonError::Os { what: "cannot start a worker", source })?;
+    let threads = Arc::new(threads);
+    let take_over = match predecessor {
+        Some(successor) => Some(take_over(successor.prepared(), Arc::clone(&threads))),
+        None => {
+            threads.run(Duration::ZERO);
+            None
+        }
+    };
+    let estate = directory.as_ref().and_then(|directory| {
+        let nics = nic_views.iter().map(|nic| nic.ifindex).collect();
+        estate(&config, directory, &control_socket, (nics, frame_size), estates)
+    });
     let inputs = Inputs {
         config_path: path.to_owned(),
         load: Arc::new(|path| config::load(path).map_err(|errors| errors.messages())),
-        control_socket,
         workers: views,
         nics: nic_views,
         registry,
@@ -195,24 +243,109 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
         clock: Arc::new(now),
         explain,
         privileges,
-        ready: Box::new(|| info!("ready")),
+        hand_over: HandOver {
+            take_over,
+            steps: estate.and_then(|estate| heirs(&config, estate, &threads)),
+            start_again: config.state.directory.is_some().then(handover::start_again),
+        },
+        ready: Box::new(|| {
+            info!("ready");
+            handover::notify("READY=1");
+        }),
+        control_socket,
         config,
     };
     let result = control::run(inputs, signals);
-    // Relaxed: the flag publishes nothing else.
-    stop.store(true, Ordering::Relaxed);
-    for thread in threads {
-        // A worker that panicked has been reported by now.
-        let _ = thread.join();
-    }
-    result?;
-    info!("stopped");
-    Ok(())
+    threads.end();
+    Ok(result?)
 }
 
-/// Returns the time on the clock of flow ages: monotonic, and equal in all processes.
-fn now() -> Ticks {
-    Ticks::at_ms(cpu::monotonic_ms())
+/// Creates the control socket, or asks the process that has it for a hand-over.
+fn claim(config: &Config) -> Result<(ControlSocket, Option<Successor>), DaemonError> {
+    let socket = &config.control.socket;
+    let running = match control::admin::claim(socket) {
+        Err(running @ ControlError::AlreadyRunning { .. }) => running,
+        claimed => return Ok((claimed?, None)),
+    };
+    let Some(parent) = &config.state.directory else { return Err(running.into()) };
+    let successor = match Successor::ask(&saved::hand_over_socket(parent, socket)) {
+        Ok(successor) => successor,
+        // No process listens: it starts, ends, or is of a version without hand-over.
+        Err(ChannelError::Os(error)) => {
+            debug!("hand-over: {error}");
+            return Err(running.into());
+        }
+        Err(error) => return Err(ControlError::NotTakenOver(error.to_string()).into()),
+    };
+    let differing = reload::differing(&successor.offer.fixed, &reload::fixed(config));
+    if !differing.is_empty() {
+        let keys = differing.join(", ");
+        return Err(not_taken_over(format!("{keys} cannot change at a hand-over")));
+    }
+    let [listener, lock] = &successor.control;
+    let copy = |file: &OwnedFd| {
+        file.try_clone().map_err(|source| DaemonError::Os { what: "too many files", source })
+    };
+    let control_socket = ControlSocket::adopt(socket, copy(listener)?, copy(lock)?)?;
+    Ok((control_socket, Some(successor)))
+}
+
+fn not_taken_over(reason: String) -> DaemonError {
+    ControlError::NotTakenOver(reason).into()
+}
+
+/// Checks that the NICs and the packet memory are those of the running process.
+fn check_offer(
+    successor: &Successor,
+    nics: &[ServedNic],
+    frame_size: u32,
+) -> Result<(), DaemonError> {
+    let offer = &successor.offer;
+    let what = if offer.frame_size != frame_size {
+        "the frame size would be another: the MTU of a NIC has changed"
+    } else if !nics.iter().map(|served| served.nic.index()).eq(offer.nics.iter().copied()) {
+        "a NIC is another device by now"
+    } else {
+        return Ok(());
+    };
+    Err(not_taken_over(what.to_owned()))
+}
+
+/// Creates the function that makes the running process stop, and this one go on in its place.
+fn take_over(successor: Prepared, threads: Arc<Threads>) -> control::hand_over::TakeOver {
+    Box::new(move || successor.switch(&threads))
+}
+
+/// Collects what a later process gets; `None` if that is not possible.
+fn estate(
+    config: &Config,
+    directory: &Directory,
+    control_socket: &ControlSocket,
+    (nics, frame_size): (Vec<u32>, u32),
+    workers: Vec<WorkerEstate>,
+) -> Option<Estate> {
+    let fixed = reload::fixed(config);
+    let state_lock = directory.lock().ok()?;
+    let control = control_socket.duplicate()?;
+    Some(Estate { fixed, nics, frame_size, workers, state_lock, control })
+}
+
+/// Waits for processes that take over; returns the steps for the control thread. Without them, only
+/// a restart replaces this process.
+fn heirs(
+    config: &Config,
+    estate: Estate,
+    threads: &Arc<Threads>,
+) -> Option<mpsc::Receiver<control::hand_over::Step>> {
+    let parent = config.state.directory.as_ref()?;
+    let path = saved::hand_over_socket(parent, &config.control.socket);
+    match Predecessor::start(&path, estate, Arc::clone(threads)) {
+        Ok(steps) => Some(steps),
+        Err(error) => {
+            warn!("{}: {}; no hand-over to another process", path.display(), reason(&error));
+            None
+        }
+    }
 }
 
 fn random_seed() -> Result<u64, DaemonError> {
@@ -309,7 +442,10 @@ fn state_directory(config: &Config) -> Result<Option<Directory>, DaemonError> {
 }
 
 /// Opens the tables: in the directory of the state, if there is one and it has room.
-fn open_tables(config: &Config) -> Result<(Option<Directory>, saved::Tables), DaemonError> {
+fn open_tables(
+    config: &Config,
+    predecessor: Option<&Successor>,
+) -> Result<(Option<Directory>, saved::Tables), DaemonError> {
     let moment = Moment { instant: Instant::now(), ticks: now() };
     let seed = random_seed()?;
     let open = |directory: Option<&Directory>| {
@@ -319,6 +455,18 @@ fn open_tables(config: &Config) -> Result<(Option<Directory>, saved::Tables), Da
             on_core(core, || Ok(make())).unwrap_or_else(|_| make())
         })
     };
+    if let (Some(successor), Some(parent)) = (predecessor, &config.state.directory) {
+        let lock = successor.state_lock.try_clone();
+        let lock = lock.map_err(|source| DaemonError::Os { what: "too many files", source })?;
+        let directory = Directory::adopt(parent, &config.control.socket, lock)?;
+        return match open(Some(&directory)) {
+            Ok(tables) if tables.continues && tables.losses.is_empty() => {
+                Ok((Some(directory), tables))
+            }
+            Ok(tables) => Err(not_taken_over(tables.losses.join("; "))),
+            Err(error) => Err(not_taken_over(error.to_string())),
+        };
+    }
     let directory = state_directory(config)?;
     match open(directory.as_ref()) {
         Err(error) if directory.is_some() => {
@@ -364,15 +512,17 @@ fn on_core<T: Send>(
     })
 }
 
-/// Creates a worker with its packet memory, its counters, and a socket on each queue that it
-/// serves.
-fn make_worker(
+/// Creates the components of a worker, with its packet memory, its counters, and a socket on each
+/// queue that it serves: new ones, or those of the running process. Also returns what a later
+/// process gets.
+fn make_parts(
     config: &Config,
     index: usize,
     frame_size: u32,
     nics: &mut [ServedNic],
     (shared, tables): (&Arc<SharedTables>, &Subscription),
-) -> Result<(Worker, Arc<WorkerStats>), DaemonError> {
+    inherited: Option<WorkerFiles>,
+) -> Result<(Parts, WorkerEstate), DaemonError> {
     let workers = config.workers.cores.len();
     let sockets: Vec<(NicIndex, u32)> = (0..)
         .zip(nics.iter())
@@ -381,24 +531,42 @@ fn make_worker(
             mine.map(move |&queue| (NicIndex(nic), queue))
         })
         .collect();
-    let needed = config.frames_needed(sockets.iter().map(|(nic, _)| *nic));
     let parked = config.fragments.parked;
-    // At most 65,536.
-    let more = u32::try_from(parked).unwrap_or(u32::MAX);
-    let frames = config.workers.frames.unwrap_or(needed.saturating_add(more));
-    let (umem, pool) = Umem::create(frames, frame_size)?;
-    let mut queues = Vec::new();
+    let (umem, pool, offered, mut files) = match inherited {
+        Some(WorkerFiles { offered, umem, sockets: files }) => {
+            let queues = offered.queues.iter().map(|queue| (NicIndex(queue.nic), queue.queue));
+            if !queues.eq(sockets.iter().copied()) {
+                return Err(not_taken_over("the queues of a NIC have changed".to_owned()));
+            }
+            let umem = Umem::adopt(umem, offered.frames, frame_size)?;
+            let pool = umem.free_frames();
+            (umem, pool, offered.queues, files.into_iter())
+        }
+        None => {
+            let needed = config.frames_needed(sockets.iter().map(|(nic, _)| *nic));
+            // At most 65,536.
+            let more = u32::try_from(parked).unwrap_or(u32::MAX);
+            let frames = config.workers.frames.unwrap_or(needed.saturating_add(more));
+            let (umem, pool) = Umem::create(frames, frame_size)?;
+            (umem, pool, Vec::new(), Vec::new().into_iter())
+        }
+    };
+    let mut offered = offered.into_iter();
+    let (mut queues, mut estate) = (Vec::new(), (Vec::new(), Vec::new()));
     for (nic, queue) in sockets {
         let at = usize::from(nic.0);
         let (Some(served), Some(wanted)) = (nics.get_mut(at), config.nics.get(at)) else {
             continue;
         };
-        queues.push(WorkerQueue::new(
-            nic,
-            open_queue(&umem, served, wanted, config.workers.io, queue)?,
-        ));
+        let inherited = offered.next().zip(files.next());
+        let xsk = open_queue(&umem, served, wanted, config.workers.io, queue, inherited)?;
+        let copy = xsk.duplicate();
+        let copy = copy.map_err(|source| DaemonError::Os { what: "too many sockets", source })?;
+        let (ring, multi_buffer) = (wanted.ring, xsk.multi_buffer());
+        estate.0.push(OfferedQueue { nic: nic.0, queue, ring, multi_buffer });
+        estate.1.extend(copy);
+        queues.push(WorkerQueue::new(nic, xsk));
     }
-    let stats = Arc::new(WorkerStats::new(MAX_VIPS, MAX_BACKENDS, nics.len()));
     let parts = Parts {
         queues,
         pool,
@@ -406,11 +574,20 @@ fn make_worker(
         parked,
         index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,
         tables: tables.clone(),
-        stats: Arc::clone(&stats),
+        stats: Arc::new(WorkerStats::new(MAX_VIPS, MAX_BACKENDS, nics.len())),
         batch: config.workers.batch,
     };
+    let (queues, sockets) = estate;
+    Ok((parts, WorkerEstate { umem, queues, sockets }))
+}
+
+/// Creates a worker, unless it has to take over first.
+fn new_worker(index: usize, parts: Parts, takes_over: bool) -> Result<State, DaemonError> {
+    if takes_over {
+        return Ok(State::Parts(Box::new(parts)));
+    }
     let worker = Worker::new(parts, now()).ok_or(DaemonError::Worker(index))?;
-    Ok((worker, stats))
+    Ok(State::Worker(Box::new(worker)))
 }
 
 fn open_queue(
@@ -419,19 +596,19 @@ fn open_queue(
     wanted: &NicConfig,
     io: config::Io,
     queue: u32,
+    inherited: Option<(OfferedQueue, OwnedFd)>,
 ) -> Result<XskQueue, DaemonError> {
     let mode = served.bind;
     let config::Io { need_wakeup, tx_budget, tx_kick, busy_poll } = io;
     let multi_buffer = served.multi_buffer;
     let io = Io { mode, multi_buffer, need_wakeup, tx_budget, tx_kick, busy_poll };
-    let xsk = match XskQueue::open(umem, &served.nic, queue, wanted.ring, io) {
-        Err(error @ SocketError::NoMultiBuffer { .. }) => {
-            let (name, mtu) = (served.nic.name(), served.nic.mtu());
-            warn!("{error}; {name} has an MTU of {mtu}: the kernel will drop what does not fit");
-            served.multi_buffer = false;
-            XskQueue::open(umem, &served.nic, queue, wanted.ring, Io { multi_buffer: false, ..io })?
+    let xsk = match inherited {
+        Some((offered, socket)) => {
+            served.multi_buffer = offered.multi_buffer;
+            let io = Io { multi_buffer: offered.multi_buffer, ..io };
+            XskQueue::adopt(umem, &served.nic, queue, offered.ring, io, socket)?
         }
-        opened => opened?,
+        None => new_queue(umem, served, wanted, io, queue)?,
     };
     served.steering.set_socket(queue, &xsk)?;
     served.zero_copy.push(xsk.zero_copy());
@@ -439,6 +616,25 @@ fn open_queue(
     let monitor = monitor.map_err(|source| DaemonError::Os { what: "too many sockets", source })?;
     served.monitors.extend(monitor);
     Ok(xsk)
+}
+
+fn new_queue(
+    umem: &Umem,
+    served: &mut ServedNic,
+    wanted: &NicConfig,
+    io: Io,
+    queue: u32,
+) -> Result<XskQueue, DaemonError> {
+    match XskQueue::open(umem, &served.nic, queue, wanted.ring, io) {
+        Err(error @ SocketError::NoMultiBuffer { .. }) => {
+            let (name, mtu) = (served.nic.name(), served.nic.mtu());
+            warn!("{error}; {name} has an MTU of {mtu}: the kernel will drop what does not fit");
+            served.multi_buffer = false;
+            let io = Io { multi_buffer: false, ..io };
+            Ok(XskQueue::open(umem, &served.nic, queue, wanted.ring, io)?)
+        }
+        opened => Ok(opened?),
+    }
 }
 
 fn view(
@@ -484,66 +680,4 @@ fn explainer(
             explainer.lock().map_err(|_| "an earlier question failed".to_owned())?;
         explainer.explain(question, table, now()).map_err(|error| error.to_string())
     }))
-}
-
-/// Starts a pinned thread for every worker.
-fn start(
-    config: &Config,
-    workers: Vec<Worker>,
-    stop: &Arc<CachePadded<AtomicBool>>,
-    events: &Sender<WorkerEvent>,
-) -> Result<Vec<JoinHandle<()>>, DaemonError> {
-    let (may_sleep, seccomp) = (config.workers.idle == Idle::Sleep, config.security.seccomp);
-    let placed = config.workers.cores.iter().copied().zip(workers).enumerate();
-    placed
-        .map(|(index, (core, worker))| {
-            let (stop, events) = (Arc::clone(stop), events.clone());
-            thread::Builder::new()
-                .name(format!("worker-{index}"))
-                .spawn(move || {
-                    let confine = || {
-                        cpu::pin_to_core(core).map_err(|error| error.to_string())?;
-                        privileges::confine_worker(seccomp).map_err(|error| error.to_string())
-                    };
-                    work(index, worker, confine, &stop, may_sleep, &events);
-                })
-                .map_err(|source| DaemonError::Os { what: "cannot start a worker", source })
-        })
-        .collect()
-}
-
-/// Runs a worker on this thread, once `prepare` has prepared the thread, until it stops or fails.
-fn work(
-    index: usize,
-    mut worker: Worker,
-    prepare: impl FnOnce() -> Result<(), String>,
-    stop: &AtomicBool,
-    may_sleep: bool,
-    events: &Sender<WorkerEvent>,
-) {
-    let mut end = End { worker: index, error: "it panicked".to_owned(), stop, events };
-    prepare_thread();
-    match prepare() {
-        Ok(()) => worker.run(stop, may_sleep),
-        Err(error) => end.error = error,
-    }
-}
-
-/// Notifies control when a worker's thread ends without a stop request, also by a panic.
-struct End<'a> {
-    worker: usize,
-    error: String,
-    stop: &'a AtomicBool,
-    events: &'a Sender<WorkerEvent>,
-}
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        // Relaxed: the flag publishes nothing else.
-        if !self.stop.load(Ordering::Relaxed) {
-            let error = std::mem::take(&mut self.error);
-            // The channel has room for one event of each worker.
-            let _ = self.events.try_send(WorkerEvent::Failed { worker: self.worker, error });
-        }
-    }
 }

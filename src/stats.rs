@@ -525,6 +525,17 @@ impl WorkerStats {
         }
     }
 
+    /// Sets the gauges of flows, remote entries and SNAT ports to 0, and counts parked fragments as
+    /// given up, before their contents are counted again. For the one writer only.
+    pub fn clear_gauges(&self) {
+        let lists = self.vips.iter().chain(&self.backends).map(|stats| &stats.flows_active);
+        let gauges = [&self.flows_active, &self.flow_aliases, &self.bindings_v4, &self.bindings_v6];
+        lists.chain(gauges).for_each(|gauge| gauge.sub(gauge.get()));
+        let parked = self.fragments_parked.get();
+        self.drop_counter(Drop::FragmentNoFirst).add(parked);
+        self.fragments_parked.sub(parked);
+    }
+
     /// Returns the gauge of SNAT ports in use, of one family.
     #[inline]
     pub const fn snat_ports(&self, family: Family) -> &Counter {

@@ -152,4 +152,8 @@ impl SteeringProgram for Steerings {
     fn set_mac(&mut self, nic: NicIndex, mac: [u8; 6]) -> Result<(), String> {
         self.change(nic, |steering| steering.set_mac(mac))
     }
+
+    fn leave(&mut self) {
+        self.0.iter_mut().for_each(|nic| nic.steering.leave());
+    }
 }

@@ -21,7 +21,7 @@ use holdfast::config::{
 };
 use holdfast::control::state::Registry;
 use holdfast::control::{
-    self, AccessDrops, AccessMaps, AttachedView, Inputs, NicNow, NicView, Signals,
+    self, AccessDrops, AccessMaps, AttachedView, HandOver, Inputs, NicNow, NicView, Signals,
     SocketStatistics, SteerCounters, SteeringProgram,
 };
 use holdfast::flow::shared::{SharedTables, TableSizes};
@@ -282,6 +282,8 @@ impl SteeringProgram for NoProgram {
     fn set_mac(&mut self, _nic: NicIndex, _mac: [u8; 6]) -> Result<(), String> {
         Ok(())
     }
+
+    fn leave(&mut self) {}
 }
 
 fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<AtomicBool>) -> Inputs {
@@ -317,6 +319,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
         events,
         clock: Arc::new(|| Ticks(0)),
         explain: Arc::new(|_, _| Err("nothing is forwarded here".to_owned())),
+        hand_over: HandOver::default(),
         ready: Box::new(move || {
             // Release: pairs with the test's Acquire. The sender lives until control has started.
             drop(sender);

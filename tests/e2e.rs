@@ -25,6 +25,7 @@ mod e2e {
     mod full_nat;
     pub mod guard;
     mod half_closed;
+    mod handover;
     mod health;
     mod icmp;
     mod jumbo;

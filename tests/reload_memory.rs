@@ -14,8 +14,8 @@ use std::time::Duration;
 use holdfast::config::{self, Config};
 use holdfast::control::state::Registry;
 use holdfast::control::{
-    self, AccessDrops, AccessMaps, AttachedView, Inputs, NicNow, NicView, Signal, SocketStatistics,
-    SteerCounters, SteeringProgram, WorkerView,
+    self, AccessDrops, AccessMaps, AttachedView, HandOver, Inputs, NicNow, NicView, Signal,
+    SocketStatistics, SteerCounters, SteeringProgram, WorkerView,
 };
 use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::table::{Families, FlowTable};
@@ -115,6 +115,8 @@ impl SteeringProgram for NoSteering {
     fn set_mac(&mut self, _nic: NicIndex, _mac: [u8; 6]) -> Result<(), String> {
         Ok(())
     }
+
+    fn leave(&mut self) {}
 }
 
 /// One VIP, with other backends in every round, none of which existed before.
@@ -175,6 +177,7 @@ fn inputs(directory: &Path, round: Arc<AtomicU32>, publisher: Publisher) -> Inpu
         events,
         clock: Arc::new(|| Ticks(0)),
         explain: Arc::new(|_, _| Err("nothing is forwarded here".to_owned())),
+        hand_over: HandOver::default(),
         ready: Box::new(move || drop(sender)),
     }
 }

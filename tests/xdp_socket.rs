@@ -230,7 +230,7 @@ impl Bench {
     /// Polls every port once; `each` gets a received frame, and returns the frame to send or to
     /// release.
     fn poll(&mut self, mut each: impl FnMut(Frame) -> Result<Frame, Frame>) {
-        wait(&self.ports, 10);
+        wait(&self.ports, None, 10);
         for port in &mut self.ports {
             port.reclaim(&mut self.pool);
             port.refill(&mut self.pool);

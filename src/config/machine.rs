@@ -100,8 +100,8 @@ pub const CHECK_FILES: usize = 512;
 const OWN_FILES: usize = 64;
 /// Descriptors of a NIC: its XDP program and maps, and sockets for its settings.
 const NIC_FILES: usize = 24;
-/// Descriptors of a queue: the socket, and a copy for its statistics.
-const QUEUE_FILES: usize = 2;
+/// Descriptors of a queue: the socket, and copies for its statistics and for a later process.
+const QUEUE_FILES: usize = 3;
 /// Descriptors of a worker: its memory, and those of an event loop.
 const WORKER_FILES: usize = 8;
 
@@ -637,7 +637,7 @@ mod tests {
                 "few open files",
                 Machine { open_files: Some(100), ..machine() },
                 &[
-                    "limits: holdfast may have 189 files open, and the limit is 100; write LimitNOFILE=189",
+                    "limits: holdfast may have 191 files open, and the limit is 100; write LimitNOFILE=191",
                 ],
             ),
             ("nothing is known", Machine::default(), &[]),

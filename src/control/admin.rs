@@ -103,6 +103,7 @@ impl ControlSocket {
     /// # Errors
     /// When the socket cannot be handed to the runtime, or is served already.
     pub fn serve(&mut self, api_state: ApiState) -> Result<(), ControlError> {
+        self.own();
         let path = self.path().to_owned();
         let failed = |reason: String| ControlError::Socket { path, reason };
         let Some(listener) = self.take() else { return Err(failed("served twice".to_owned())) };

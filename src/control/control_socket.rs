@@ -7,6 +7,7 @@
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -27,11 +28,50 @@ pub struct ControlSocket {
     path: PathBuf,
     mark: Mark,
     listener: Option<UnixListener>,
-    /// The locked file; closing it releases the lock.
+    /// The locked file; closing it releases the lock, unless another process has it, too.
     lock: File,
+    /// Whether the socket goes with this process.
+    is_own: bool,
 }
 
 impl ControlSocket {
+    /// Wraps the socket and the lock of a running process, which will hand them over. The socket file
+    /// is that process's until [`own`](Self::own).
+    ///
+    /// # Errors
+    /// When the socket file is not there, or a file cannot be used.
+    pub fn adopt(path: &Path, listener: OwnedFd, lock: OwnedFd) -> Result<Self, ControlError> {
+        let failed = |error: io::Error| ControlError::Socket {
+            path: path.to_owned(),
+            reason: format!("cannot be taken over: {}", reason(&error)),
+        };
+        let mark = Mark::of(&fs::symlink_metadata(path).map_err(failed)?);
+        let listener = UnixListener::from(listener);
+        listener.set_nonblocking(true).map_err(failed)?;
+        let (listener, lock) = (Some(listener), File::from(lock));
+        Ok(Self { path: path.to_owned(), mark, listener, lock, is_own: false })
+    }
+
+    /// Makes an adopted socket that of this process.
+    pub fn own(&mut self) {
+        if !std::mem::replace(&mut self.is_own, true) {
+            // Without the note, the socket counts as another program's at a later start.
+            let _ = write_note(&mut self.lock, self.mark);
+        }
+    }
+
+    /// Leaves the socket to another process.
+    pub const fn leave(&mut self) {
+        self.is_own = false;
+    }
+
+    /// Returns copies of listener and lock for another process; `None` after
+    /// [`take`](Self::take), or without a free descriptor.
+    pub fn duplicate(&self) -> Option<[OwnedFd; 2]> {
+        let listener = self.listener.as_ref()?.try_clone().ok()?;
+        Some([listener.into(), self.lock.try_clone().ok()?.into()])
+    }
+
     /// Path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
@@ -45,6 +85,9 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
+        if !self.is_own {
+            return;
+        }
         if fs::symlink_metadata(&self.path).is_ok_and(|there| Mark::of(&there) == self.mark) {
             // The file may have gone in the meantime. A file that appears there now is in no
             // process's note.
@@ -113,7 +156,8 @@ pub fn claim(path: &Path) -> Result<ControlSocket, ControlError> {
     let (mut lock, note) = lock(path)?;
     remove_stale(path, &note).map_err(error)?;
     let (listener, mark) = listen(path, directory, &mut lock).map_err(failed("cannot be made"))?;
-    Ok(ControlSocket { path: path.to_owned(), mark, listener: Some(listener), lock })
+    let listener = Some(listener);
+    Ok(ControlSocket { path: path.to_owned(), mark, listener, lock, is_own: true })
 }
 
 /// Describes a file at the socket's path that no holdfast process has created; `None` if there is

@@ -7,6 +7,7 @@
 mod access;
 mod announcing;
 mod drains;
+mod handing_over;
 mod health;
 mod limits;
 mod next_hops;
@@ -26,11 +27,12 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::access::Access;
 use self::announcing::Announcing;
 use self::drains::{Drains, drain, undrain};
+use self::handing_over::HandingOver;
 use self::health::Health;
 use self::next_hops::NextHops;
 use self::nics::Nics;
@@ -52,13 +54,14 @@ use super::explain::Prepared;
 use super::flow_rates::FlowRates;
 use super::flows::Names;
 use super::gratuitous::Advertiser;
+use super::hand_over::TakeOver;
 use super::inputs::Inputs;
 use super::netlink::{self, Netlink};
 use super::pins::Pins;
 use super::signals::Signal;
 use super::state::VipEntry;
 use super::view::WorkerEvent;
-use super::{ControlSocket, neighbour};
+use super::{ControlSocket, HandOver, neighbour};
 use crate::format::counted;
 
 /// Period of checking drain deadlines and worker events.
@@ -83,6 +86,16 @@ struct Controller {
     events: Events,
     parts: Parts,
     reloading: Reloading,
+    handing_over: HandingOver,
+}
+
+/// Result of the control loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// A signal has asked for a stop.
+    Stopped,
+    /// Another process has taken over.
+    HandedOver,
 }
 
 /// Runs the control thread to its end; see [`super::run`].
@@ -90,19 +103,32 @@ pub(super) async fn serve(
     inputs: Inputs,
     signals: mpsc::Receiver<Signal>,
 ) -> Result<(), ControlError> {
-    let (mut controller, api_state, mut control_socket, ready) = assemble(inputs, signals)?;
-    let result = match controller.start(&mut control_socket, api_state).await {
+    let Assembled { mut controller, api_state, mut control_socket, take_over, ready } =
+        assemble(inputs, signals)?;
+    let result = match controller.start(&mut control_socket, api_state, take_over).await {
         Ok(()) => {
             ready();
             controller.run().await
         }
         Err(error) => Err(error),
     };
+    if let Ok(End::HandedOver) = result {
+        controller.parts.steering.leave();
+        control_socket.leave();
+        return Ok(());
+    }
     controller.parts.announcing.withdraw_all().await;
-    result
+    result.map(|_| ())
 }
 
-type Assembled = (Controller, ApiState, ControlSocket, Box<dyn FnOnce()>);
+/// The control thread before its start.
+struct Assembled {
+    controller: Controller,
+    api_state: ApiState,
+    control_socket: ControlSocket,
+    take_over: Option<TakeOver>,
+    ready: Box<dyn FnOnce()>,
+}
 
 /// Opens netlink and connects the parts. Changes nothing outside the process.
 fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled, ControlError> {
@@ -167,8 +193,11 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     let (shared, clock, explain) = (inputs.shared, inputs.clock, inputs.explain);
     let api_state = ApiState { requests, tables, shared, clock, explain };
     let reloading = Reloading::new(inputs.config_path, inputs.load);
-    let controller = Controller { started: now, events, parts, reloading };
-    Ok((controller, api_state, inputs.control_socket, inputs.ready))
+    let HandOver { take_over, steps, start_again } = inputs.hand_over;
+    let handing_over = HandingOver::new(steps, start_again);
+    let controller = Controller { started: now, events, parts, reloading, handing_over };
+    let (control_socket, ready) = (inputs.control_socket, inputs.ready);
+    Ok(Assembled { controller, api_state, control_socket, take_over, ready })
 }
 
 fn patient(period: Duration) -> Interval {
@@ -183,8 +212,9 @@ impl Controller {
         &mut self,
         control_socket: &mut ControlSocket,
         api_state: ApiState,
+        take_over: Option<TakeOver>,
     ) -> Result<(), ControlError> {
-        self.parts.start().await?;
+        self.parts.start(take_over).await?;
         control_socket.serve(api_state)?;
         let World { config, registry, workers, .. } = &self.parts.world;
         let vips = counted(config.vips.len(), "VIP");
@@ -193,20 +223,33 @@ impl Controller {
         Ok(())
     }
 
-    async fn run(&mut self) -> Result<(), ControlError> {
-        let Self { events, parts, reloading, started } = self;
+    async fn run(&mut self) -> Result<End, ControlError> {
+        let Self { events, parts, reloading, handing_over, started } = self;
         loop {
             tokio::select! {
                 signal = events.signals.recv() => match signal {
-                    Some(Signal::Reload) => reloading.order(Order::Signal),
+                    Some(Signal::Reload) => match handing_over.refusal() {
+                        None => reloading.order(Order::Signal),
+                        Some(refusal) => {
+                            refusal.errors.iter().for_each(|error| error!("reload: {error}"));
+                        }
+                    },
+                    Some(Signal::HandOver) => handing_over.start_again(),
                     Some(Signal::Stop) | None => {
                         info!("stopping, as a signal asked for");
                         report_pinned_flows(&parts.world);
-                        return Ok(());
+                        return Ok(End::Stopped);
                     }
                 },
                 Some(request) = events.requests.recv() => {
+                    let Some(request) = refuse_change(request, handing_over) else { continue };
                     answer(request, parts, reloading, *started);
+                }
+                step = handing_over.step() => {
+                    let is_reloading = reloading.is_busy();
+                    if handing_over.execute(step, is_reloading, &mut parts.world).await? {
+                        return Ok(End::HandedOver);
+                    }
                 }
                 (order, new) = reloading.read() => reloading.finish(parts, order, new).await,
                 Some(outcome) = parts.health.outcome() => {
@@ -215,7 +258,10 @@ impl Controller {
                 Ok(()) = parts.next_hops.changed() => parts.network(),
                 _ = events.tick.tick() => {
                     worker_failure(&events.workers)?;
-                    parts.tick();
+                    // Drains, splits and removals would change what the other process has read.
+                    if !handing_over.is_frozen() {
+                        parts.tick();
+                    }
                 }
                 () = events.links.notified() => parts.links().await?,
                 _ = events.second.tick() => parts.second().await?,
@@ -225,6 +271,19 @@ impl Controller {
             }
         }
     }
+}
+
+/// Refuses a request that changes something while another process takes over; returns any other
+/// request.
+fn refuse_change(request: Request, handing_over: &HandingOver) -> Option<Request> {
+    let Some(refusal) = handing_over.refusal() else { return Some(request) };
+    match request {
+        Request::Drain(_, reply) => _ = reply.send(Err(refusal)),
+        Request::Undrain(_, reply) => _ = reply.send(Err(refusal)),
+        Request::Reload(_, reply) => _ = reply.send(Err(refusal)),
+        other => return Some(other),
+    }
+    None
 }
 
 /// Executes a request of the control socket and replies.

@@ -53,6 +53,14 @@ pub enum ControlError {
         /// Text of the fault.
         text: String,
     },
+    /// The running process could not be taken over.
+    #[error(
+        "the process that runs has not handed over: {0}; it goes on; to replace it, stop it first"
+    )]
+    NotTakenOver(String),
+    /// A process that was to take over has died too late.
+    #[error("hand-over: {0}; holdfast stops, start it again")]
+    HandOver(String),
     /// A worker has ended, and its queues are dead.
     #[error("worker {worker} has failed: {error}; holdfast stops, start it again")]
     Worker {

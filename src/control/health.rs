@@ -55,6 +55,16 @@ impl Hysteresis {
         Some(success)
     }
 
+    /// Creates the state after a verdict.
+    pub const fn after(up: bool) -> Self {
+        Self { up: Some(up), against: 0 }
+    }
+
+    /// The verdict; `None` before the first result.
+    pub const fn verdict(self) -> Option<bool> {
+        self.up
+    }
+
     /// Verdict as a health state of the API.
     pub const fn state(self) -> HealthState {
         match self.up {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::admin::ControlSocket;
 use super::explain::Explain;
+use super::hand_over::HandOver;
 use super::saved::SavedRegistry;
 use super::state::Registry;
 use super::view::{Clock, NicView, SendFrame, SteeringProgram, WorkerEvent, WorkerView};
@@ -54,6 +55,8 @@ pub struct Inputs {
     pub explain: Explain,
     /// Privileges of the control thread.
     pub privileges: Kept,
+    /// Hand-over from an earlier process, and to a later one.
+    pub hand_over: HandOver,
     /// Called once, when the first table is published, steered and announced.
     pub ready: Box<dyn FnOnce()>,
 }

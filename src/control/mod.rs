@@ -37,6 +37,7 @@ pub mod flow_rates;
 pub mod flows;
 pub mod forecast;
 pub mod gratuitous;
+pub mod hand_over;
 pub mod health;
 pub mod hook;
 pub mod identity;
@@ -72,6 +73,7 @@ use signals::merge;
 
 pub use admin::ControlSocket;
 pub use error::ControlError;
+pub use hand_over::HandOver;
 pub use inputs::{Inputs, Load, Save};
 pub use signals::{Signal, Signals};
 pub use view::{

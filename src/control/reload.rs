@@ -1,10 +1,12 @@
 //! Differences between two configurations in sentences, and keys that must not change while
 //! running.
 
-use std::fmt::Display;
+use std::fmt::{Debug, Display};
+use std::hash::Hasher as _;
 use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet};
+use siphasher::sip::SipHasher13;
 
 use super::identity;
 use crate::config::{
@@ -23,48 +25,7 @@ use crate::net::AccessLists;
 /// Workers, sockets and the control socket are created once at the start; another hash would send
 /// new flows elsewhere than the other boxes of the fleet do.
 pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
-    let mut keys = Vec::new();
-    let mut check = |differs: bool, key: &str| {
-        if differs {
-            keys.push(key.to_owned());
-        }
-    };
-    let (a, b) = (&old.workers, &new.workers);
-    check(a.cores != b.cores, "[workers] cores");
-    check(a.idle != b.idle, "[workers] idle");
-    check(a.flows != b.flows, "[workers] flows");
-    check(a.clients != b.clients, "[workers] clients");
-    check(a.frames != b.frames, "[workers] frames");
-    check(a.frame_size != b.frame_size, "[workers] frame_size");
-    check(a.batch != b.batch, "[workers] batch");
-    check(a.io.tx_budget != b.io.tx_budget, "[workers] tx_budget");
-    check(a.io.tx_kick != b.io.tx_kick, "[workers] tx_kick");
-    check(a.io.need_wakeup != b.io.need_wakeup, "[workers] need_wakeup");
-    check(a.io.busy_poll != b.io.busy_poll, "[workers] busy_poll");
-    let (a, b) = (&old.full_nat, &new.full_nat);
-    check(a.sources != b.sources, "[full_nat] sources");
-    check(a.ports != b.ports, "[full_nat] ports");
-    check(a.announce != b.announce, "[full_nat] announce");
-    check(old.control.socket != new.control.socket, "[control] socket");
-    check(old.control.on_drained != new.control.on_drained, "[control] on_drained");
-    check(old.state != new.state, "[state] directory");
-    check(old.security != new.security, "[security] seccomp");
-    let (a, b) = (&old.fragments, &new.fragments);
-    check(a.timeout != b.timeout, "[fragments] timeout_s");
-    check(a.datagrams != b.datagrams, "[fragments] datagrams");
-    check(a.parked != b.parked, "[fragments] parked");
-    check(old.hash.secret != new.hash.secret, "[hash] secret");
-    check(old.hash.table_size != new.hash.table_size, "[hash] table_size");
-    let names = |config: &Config| {
-        config.nics.iter().map(|nic| nic.interface.clone()).collect::<Vec<String>>()
-    };
-    check(names(old) != names(new), "[[nic]] interface");
-    for (a, b) in old.nics.iter().zip(&new.nics) {
-        check(a.mode != b.mode, &format!("[[nic]] {}: mode", a.interface));
-        check(a.xdp != b.xdp, &format!("[[nic]] {}: xdp", a.interface));
-        check(a.queues != b.queues, &format!("[[nic]] {}: queues", a.interface));
-        check(a.ring != b.ring, &format!("[[nic]] {}: ring", a.interface));
-    }
+    let mut keys = differing(&fixed(old), &fixed(new));
     // A changed key that this list lacks must not pass unnoticed either.
     let same = |a: &Config, b: &Config| {
         (&a.workers, &a.nics, &a.full_nat) == (&b.workers, &b.nics, &b.full_nat)
@@ -78,6 +39,63 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
         );
     }
     keys
+}
+
+/// A key with a hash of its value.
+pub type FixedKey = (String, u64);
+
+/// Returns the keys that need a restart to be changed.
+pub fn fixed(config: &Config) -> Vec<FixedKey> {
+    let mut keys = Vec::new();
+    let mut add = |key: &str, value: &dyn Debug| {
+        let mut hasher = SipHasher13::new();
+        hasher.write(format!("{value:?}").as_bytes());
+        keys.push((key.to_owned(), hasher.finish()));
+    };
+    let workers = &config.workers;
+    add("[workers] cores", &workers.cores);
+    add("[workers] idle", &workers.idle);
+    add("[workers] flows", &workers.flows);
+    add("[workers] clients", &workers.clients);
+    add("[workers] frames", &workers.frames);
+    add("[workers] frame_size", &workers.frame_size);
+    add("[workers] batch", &workers.batch);
+    add("[workers] tx_budget", &workers.io.tx_budget);
+    add("[workers] tx_kick", &workers.io.tx_kick);
+    add("[workers] need_wakeup", &workers.io.need_wakeup);
+    add("[workers] busy_poll", &workers.io.busy_poll);
+    add("[full_nat] sources", &config.full_nat.sources);
+    add("[full_nat] ports", &config.full_nat.ports);
+    add("[full_nat] announce", &config.full_nat.announce);
+    add("[control] socket", &config.control.socket);
+    add("[control] on_drained", &config.control.on_drained);
+    add("[state] directory", &config.state);
+    add("[security] seccomp", &config.security.seccomp);
+    add("[fragments] timeout_s", &config.fragments.timeout);
+    add("[fragments] datagrams", &config.fragments.datagrams);
+    add("[fragments] parked", &config.fragments.parked);
+    add("[hash] secret", &config.hash.secret);
+    add("[hash] table_size", &config.hash.table_size);
+    let names: Vec<&str> = config.nics.iter().map(|nic| nic.interface.as_str()).collect();
+    add("[[nic]] interface", &names);
+    for nic in &config.nics {
+        let name = &nic.interface;
+        add(&format!("[[nic]] {name}: mode"), &nic.mode);
+        add(&format!("[[nic]] {name}: xdp"), &nic.xdp);
+        add(&format!("[[nic]] {name}: queues"), &nic.queues);
+        add(&format!("[[nic]] {name}: ring"), &nic.ring);
+    }
+    keys
+}
+
+/// Returns the keys that have another value in `new`. A key that only one of them has is that of a
+/// NIC that the other lacks, or of another version.
+pub fn differing(old: &[FixedKey], new: &[FixedKey]) -> Vec<String> {
+    let before: HashMap<&str, u64> =
+        old.iter().map(|(key, value)| (key.as_str(), *value)).collect();
+    let differs =
+        |(key, value): &&FixedKey| before.get(key.as_str()).is_some_and(|before| before != value);
+    new.iter().filter(differs).map(|(key, _)| key.clone()).collect()
 }
 
 /// Returns one sentence per difference; empty when nothing differs.

@@ -74,6 +74,18 @@ pub struct SavedBackend {
     pub config: config::Backend,
     /// Drain.
     pub drain: SavedDrain,
+    /// Result of health checks; saved for a hand-over only, as it would be old at another start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<SavedHealth>,
+}
+
+/// Result of the health checks of a backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedHealth {
+    /// Whether it is up.
+    pub up: bool,
+    /// Reason of the last failure.
+    pub detail: String,
 }
 
 /// A removed item.

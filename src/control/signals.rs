@@ -18,6 +18,8 @@ pub enum Signal {
     Stop,
     /// SIGHUP.
     Reload,
+    /// SIGUSR2.
+    HandOver,
 }
 
 /// Signals of the process: caught from the start on, and handled when the control thread serves. No
@@ -30,7 +32,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Catches SIGTERM, SIGINT and SIGHUP.
+    /// Catches SIGTERM, SIGINT, SIGHUP and SIGUSR2.
     ///
     /// # Errors
     /// When the process lacks a resource that tokio needs.
@@ -46,6 +48,7 @@ impl Signals {
             (Signal::Stop, SignalKind::terminate()),
             (Signal::Stop, SignalKind::interrupt()),
             (Signal::Reload, SignalKind::hangup()),
+            (Signal::HandOver, SignalKind::user_defined2()),
         ];
         let streams = streams.map(|(meaning, kind)| Ok((meaning, signal(kind)?)));
         let streams: Result<_, _> = streams.into_iter().collect();

@@ -27,7 +27,7 @@ use super::netlink::InterfaceAddress;
 use super::passive::Passive;
 use super::removed::{Gone, Removal, Removals, Removed};
 use super::routers::KnownRouter;
-use super::saved::{Moment, SavedBackend, SavedIndices, SavedRegistry, SavedVip};
+use super::saved::{Moment, SavedBackend, SavedHealth, SavedIndices, SavedRegistry, SavedVip};
 use super::slow_start::SlowStart;
 use super::view::WorkerView;
 use crate::config;
@@ -220,6 +220,18 @@ impl Registry {
             routers: self.routers.clone(),
             denied: self.denied.save(moment),
         }
+    }
+
+    /// Returns the registry as [`Registry::save`] does, with the results of health checks.
+    pub fn save_with_health(&self, moment: &Moment) -> SavedRegistry {
+        let mut saved = self.save(moment);
+        for (vip, saved) in self.vips.iter().zip(&mut saved.vips) {
+            for (backend, saved) in vip.backends.iter().zip(&mut saved.backends) {
+                let detail = backend.health_detail.clone();
+                saved.health = backend.health.verdict().map(|up| SavedHealth { up, detail });
+            }
+        }
+        saved
     }
 
     /// Restores a saved registry; `None` if it contradicts itself.
@@ -830,16 +842,20 @@ impl BackendEntry {
             generation: self.id.generation,
             config: self.config.clone(),
             drain: self.drain.save(moment),
+            health: None,
         }
     }
 
     fn restore(saved: SavedBackend, vip: &config::Vip, moment: &Moment) -> Self {
-        let SavedBackend { index, generation, config, drain } = saved;
+        let SavedBackend { index, generation, config, drain, health } = saved;
         let id = BackendId { index: BackendIndex(index), generation };
         let check = CheckSpec::of(vip, &config);
         let drain = Drain::restore(drain, moment);
+        let (health, health_detail) =
+            health.map(|saved| (Hysteresis::after(saved.up), saved.detail)).unwrap_or_default();
         // The counters of this process begin at zero.
-        Self { check, drain, ..Self::new(id, config, Baseline::default()) }
+        let new = Self::new(id, config, Baseline::default());
+        Self { check, drain, health, health_detail, ..new }
     }
 
     /// Returns whether the backend may get new flows: no drain, no weight of 0, and up.

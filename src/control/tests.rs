@@ -31,7 +31,7 @@ use super::view::{
     AccessDrops, AccessMaps, AttachedView, NicNow, NicView, ProgramNow, SocketStatistics,
     SteerCounters, SteeringProgram, WorkerEvent, WorkerView,
 };
-use super::{SteerRules, admin, serve};
+use super::{HandOver, SteerRules, admin, serve};
 use crate::config::{Config, Vip};
 use crate::flow::entry::{Pin, State};
 use crate::flow::shared::{SharedTables, TableSizes};
@@ -135,6 +135,8 @@ impl SteeringProgram for FakeSteering {
     fn set_mac(&mut self, _nic: NicIndex, mac: [u8; 6]) -> Result<(), String> {
         self.repaired(format!("MAC {}", mac[5]), |_, _| ())
     }
+
+    fn leave(&mut self) {}
 }
 
 impl FakeSteering {
@@ -210,6 +212,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
         events: failures,
         clock: Arc::new(|| Ticks(300)),
         explain: Arc::new(|_, _| Err("nothing is forwarded here".to_owned())),
+        hand_over: HandOver::default(),
         ready: Box::new(|| {}),
     };
     let bench = Bench { scratch, signals, file, notes, worker, tables, events };

@@ -140,6 +140,8 @@ pub trait SteeringProgram {
     fn guard_again(&mut self, nic: NicIndex, ifindex: u32) -> Result<(), String>;
     /// Sets the MAC of one NIC in its program.
     fn set_mac(&mut self, nic: NicIndex, mac: [u8; 6]) -> Result<(), String>;
+    /// Leaves programs and guards on the NICs when this value is dropped.
+    fn leave(&mut self);
 }
 
 /// Current state of a NIC.

@@ -92,6 +92,11 @@ impl Fragments {
         Self { parked: VecDeque::with_capacity(limit), limit, looked_at: 0, tickets: 0 }
     }
 
+    /// Maximum number of parked fragments.
+    pub const fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Finds the flow of a fragment, or parks it. Does not record a first fragment: see [`record`].
     ///
     /// # Errors

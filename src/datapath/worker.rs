@@ -23,6 +23,7 @@ use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::queue::wait;
 use crate::xdp::umem::FramePool;
+use crate::xdp::waker::Waker;
 
 /// Consecutive empty polls after which a worker that may sleep does so.
 const IDLE_POLLS: u32 = 64;
@@ -70,10 +71,28 @@ impl Worker {
     ///
     /// Returns `None` if there is no flow table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
+        let conntrack = Conntrack::new(&parts.shared, parts.index, &parts.stats, now)?;
+        Self::with(parts, conntrack)
+    }
+
+    /// Takes over queues, packet memory and flow table from their last user, which may be another
+    /// process. Nothing is lost if it has [suspended](Self::suspend) its work.
+    ///
+    /// Returns `None` as [`Worker::new`] does.
+    pub fn take_over(mut parts: Parts, now: Ticks) -> Option<Self> {
+        for queue in &mut parts.queues {
+            queue.xsk.resume();
+        }
+        parts.pool = parts.pool.renewed();
+        let conntrack = Conntrack::take_over(&parts.shared, parts.index, &parts.stats, now)?;
+        Self::with(parts, conntrack)
+    }
+
+    fn with(parts: Parts, conntrack: Conntrack) -> Option<Self> {
         let Parts { queues, pool, shared, parked, index, tables, stats, batch } = parts;
         let flows = Arc::clone(shared.flows.get(usize::from(index))?);
         let resources = Resources {
-            conntrack: Conntrack::new(&shared, index, &stats, now)?,
+            conntrack,
             fragments: Fragments::new(parked),
             backlog: TxBacklog::default(),
             limiter: Limiter::default(),
@@ -118,8 +137,35 @@ impl Worker {
         packets
     }
 
-    /// Polls until `stop` is set. An idle worker sleeps if `may_sleep`.
-    pub fn run(&mut self, stop: &AtomicBool, may_sleep: bool) {
+    /// Returns the components of the worker, with counters that begin again. Packets that it keeps
+    /// are lost: parked fragments and local replies.
+    pub fn into_parts(self) -> Parts {
+        let Self { environment, pipeline, .. } = self;
+        let Environment { tables, shared, stats, .. } = environment;
+        let Pipeline { queues, max_batch, resources, .. } = pipeline;
+        let Resources { conntrack, fragments, pool, .. } = resources;
+        stats.clear_gauges();
+        Parts {
+            queues: queues.queues,
+            pool,
+            shared,
+            parked: fragments.limit(),
+            index: conntrack.worker(),
+            tables,
+            stats,
+            batch: max_batch,
+        }
+    }
+
+    /// Records for another user of the queues what their rings do not show. Called between two
+    /// polls; the worker may be polled again if there is no other user.
+    pub fn suspend(&self) {
+        self.pipeline.queues.queues.iter().for_each(|queue| queue.xsk.suspend());
+        self.pipeline.resources.conntrack.suspend();
+    }
+
+    /// Polls until `stop` is set. An idle worker sleeps if there is a `waker`, which ends its sleep.
+    pub fn run(&mut self, stop: &AtomicBool, waker: Option<&Waker>) {
         let mut idle = 0_u32;
         // Relaxed: the flag publishes nothing else.
         while !stop.load(Ordering::Relaxed) {
@@ -129,12 +175,12 @@ impl Worker {
             }
             self.environment.stats.idle_polls.add(1);
             idle = idle.saturating_add(1);
-            if may_sleep
+            if let Some(waker) = waker
                 && idle > IDLE_POLLS
                 && !self.sweep_behind
                 && self.pipeline.resources.fragments.is_empty()
             {
-                self.sleep();
+                self.sleep(waker);
             } else {
                 std::hint::spin_loop();
             }
@@ -142,9 +188,10 @@ impl Worker {
     }
 
     /// Blocks until a packet arrives, or for a bounded time.
-    fn sleep(&self) {
+    fn sleep(&self, waker: &Waker) {
         self.environment.stats.sleeps.add(1);
-        wait(self.pipeline.queues.queues.iter().map(|queue| &queue.xsk), SLEEP_MS);
+        let queues = self.pipeline.queues.queues.iter().map(|queue| &queue.xsk);
+        wait(queues, Some(waker.file()), SLEEP_MS);
     }
 
     /// Whether the sweep of the flow table has more to do now, so that another poll is due.

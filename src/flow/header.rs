@@ -3,7 +3,8 @@
 //! ```text
 //! line 0   "holdfast", kind (8 bytes), layout version, size, seed of the hash, boot (2 words),
 //!          writer (0: none)
-//! line 1   marks of the flow tables (2 words), -, -, -, -, -, checksum of line 0 without the writer
+//! line 1   marks of the flow tables (2 words), notes of a writer (2 words), that writer, -, -,
+//!          checksum of line 0 without the writer
 //! ```
 //!
 //! The size is a number of entries, from which the layout of the rest follows. The contents change
@@ -168,6 +169,26 @@ impl Header {
             // Release pairs with `take_writer`. A writer that was replaced releases nothing.
             let _ = word.compare_exchange(owner, 0, Ordering::Release, Ordering::Relaxed);
         }
+    }
+
+    /// Leaves notes for the next writer. They count as long as `owner` has the right to write.
+    pub(super) fn leave_notes(&self, owner: u64, notes: [u64; 2]) {
+        let Some(line) = self.0.last() else { return };
+        let [_, _, a, b, by, ..] = &line.words;
+        for (word, note) in [a, b].into_iter().zip(notes) {
+            word.store(note, Ordering::Relaxed);
+        }
+        // Release pairs with `notes`.
+        by.store(owner, Ordering::Release);
+    }
+
+    /// Returns the notes of the writer that has the right to write, if it has left some.
+    pub(super) fn notes(&self) -> Option<[u64; 2]> {
+        let [_, _, a, b, by, ..] = &self.0.last()?.words;
+        // Acquire pairs with `leave_notes`.
+        let by = by.load(Ordering::Acquire);
+        let writer = self.writer()?.load(Ordering::Acquire);
+        (by != 0 && by == writer).then(|| [a, b].map(|note| note.load(Ordering::Relaxed)))
     }
 
     fn writer(&self) -> Option<&AtomicU64> {

@@ -20,6 +20,12 @@ pub trait TableMemory {
     /// the memory is populated.
     fn fresh(&self, name: &str, bytes: usize, pages: Pages) -> Result<Arc<Arena>, MappingError>;
 
+    /// Whether another process still writes what is found: it hands over later, in a consistent
+    /// state, so that nothing is repaired.
+    fn is_live(&self) -> bool {
+        false
+    }
+
     /// Records that the memory found under this name cannot be used.
     fn refuse(&self, name: &str, error: &TableError);
 }
@@ -62,7 +68,9 @@ impl Parts<'_> {
         if let Some(arena) = memory.found(self.name) {
             match self.take(&arena) {
                 Ok(entries) => {
-                    entries.iter().for_each(repair);
+                    if !memory.is_live() {
+                        entries.iter().for_each(repair);
+                    }
                     return Ok((entries, true));
                 }
                 Err(error) => memory.refuse(self.name, &error),

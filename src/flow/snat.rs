@@ -47,6 +47,9 @@ const NUMBERED: u64 = 1 << 8;
 const ACKNOWLEDGED: u64 = 2 << 8;
 /// Flag: [`SnatFlow::answered`].
 const ANSWERED: u64 = 4 << 8;
+/// Ports in use that a new flow passes over at most: bounds its cost to some ten microseconds. Only
+/// after a hand-over are there any in the queue.
+const TRIES: u32 = 1024;
 /// Lowest bit of `notified`: the pin's owner was notified. The time has a resolution of two ticks.
 const NOTIFIED: u64 = 1;
 
@@ -267,6 +270,13 @@ impl SnatTable {
         )
     }
 
+    /// Whether a port is free, for its owner.
+    #[inline]
+    fn is_free(&self, id: SnatPort) -> bool {
+        let [_, _, _, _, _, Some(ports), ..] = self.words(id) else { return false };
+        ports.load(Ordering::Relaxed) == 0
+    }
+
     #[inline]
     fn words(&self, id: SnatPort) -> [Option<&AtomicU64>; 8] {
         self.slot(id).map_or([None; 8], |slot| slot.words.each_ref().map(Some))
@@ -361,6 +371,22 @@ impl SnatAllocator {
         Self { v4: mine(Family::V4), v6: mine(Family::V6), hand: 0 }
     }
 
+    /// Takes all ports of a worker, free or not, in any order: [`SnatAllocator::bind`] passes over
+    /// those in use, which come back when they are released. Reads no entry.
+    pub fn of_all(snat_table: &SnatTable, worker: u8, turn: u64) -> Self {
+        let mine = |family| {
+            let share = snat_table.share(worker, family);
+            // A port in use may be released while it is in the queue, which has it twice then.
+            let mut all = VecDeque::with_capacity(2 * share);
+            all.extend(snat_table.sources.of_worker(worker, snat_table.workers, family));
+            let len = u64::try_from(share).unwrap_or(u64::MAX).max(1);
+            // Less than its length.
+            all.rotate_left(usize::try_from(turn % len).unwrap_or_default());
+            all
+        };
+        Self { v4: mine(Family::V4), v6: mine(Family::V6), hand: 0 }
+    }
+
     /// Number of free ports of a family.
     pub fn free(&self, family: Family) -> usize {
         match family {
@@ -384,12 +410,18 @@ impl SnatAllocator {
         family: Family,
         snat_flow: &SnatFlow,
     ) -> Option<SnatPort> {
-        let id = match family {
-            Family::V4 => self.v4.pop_front(),
-            Family::V6 => self.v6.pop_front(),
-        }?;
-        snat_table.store(id, Some(snat_flow));
-        Some(id)
+        let queue = match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        };
+        for _ in 0..TRIES {
+            let id = queue.pop_front()?;
+            if snat_table.is_free(id) {
+                snat_table.store(id, Some(snat_flow));
+                return Some(id);
+            }
+        }
+        None
     }
 
     /// Reassigns a port that this worker allocated.
@@ -457,6 +489,38 @@ mod tests {
             isn: number.is_multiple_of(3).then_some(u32::from(number) << 16),
             answered: number.is_multiple_of(7),
             acknowledged: number.is_multiple_of(5),
+        }
+    }
+
+    /// Ports that were in use before come back once, when they are released.
+    #[test]
+    fn an_allocator_of_all_ports_gives_each_to_one_flow() {
+        let snat_table = snat_table(50, 2);
+        let secret = TableSecret::new(1);
+        let mut before = SnatAllocator::new(&snat_table, 0, &secret);
+        let flow = snat_flow(2, false);
+        let share = before.free(Family::V4);
+        let kept: Vec<SnatPort> =
+            (0..20).map(|_| before.bind(&snat_table, Family::V4, &flow).unwrap()).collect();
+        for turn in [0, 7, 1 << 40] {
+            let mut after = SnatAllocator::of_all(&snat_table, 0, turn);
+            let mut given = std::collections::HashSet::new();
+            for released in [0, 5] {
+                kept.iter().take(released).for_each(|&id| {
+                    assert_eq!(after.release(&snat_table, id), Some(Family::V4));
+                });
+                while let Some(id) = after.bind(&snat_table, Family::V4, &flow) {
+                    assert!(given.insert(id), "{id:?} twice");
+                }
+                assert_eq!(given.len(), share - 20 + released);
+            }
+            given.iter().for_each(|&id| {
+                let _ = after.release(&snat_table, id);
+            });
+            for &id in kept.iter().take(5) {
+                snat_table.store(id, Some(&flow));
+            }
+            assert!(after.v4.len() <= 2 * share);
         }
     }
 

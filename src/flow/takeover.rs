@@ -9,6 +9,20 @@ use super::entry::{ConntrackEntry, Pin, State};
 use super::snat::{SnatPort, SnatTable};
 use super::writer::FlowWriter;
 
+/// Visits the pins and the remote entries of a worker's table, which a suspended writer has left in
+/// agreement with the SNAT entries.
+///
+/// Cost: one look at every entry that was ever used.
+pub fn count(writer: &FlowWriter, mut pinned: impl FnMut(&Pin), mut remote: impl FnMut()) {
+    let table = writer.table();
+    for ConntrackEntry { pin, .. } in table.slots().filter_map(|slot| table.read(slot)) {
+        match pin.flow_state.state().has(State::REMOTE) {
+            true => remote(),
+            false => pinned(&pin),
+        }
+    }
+}
+
 /// Removes from a worker's table the remote entries, which workers make again when they are needed,
 /// and the pins that have no SNAT entry of their own; frees the worker's SNAT entries without a
 /// pin. `pinned` gets each pin that stays. Returns the number of pins that were removed.

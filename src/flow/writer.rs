@@ -115,6 +115,25 @@ impl FlowWriter {
         Self::adopt(table, owner)
     }
 
+    /// Records what another writer needs to [continue](Self::continue_from) at once. Called between
+    /// two changes; this writer may go on, as long as no other has continued.
+    pub fn suspend(&self) {
+        self.table.header.leave_notes(self.owner, [self.v4.note(), self.v6.note()]);
+    }
+
+    /// Takes the writing half from a writer that is suspended, perhaps in another process; `None` if
+    /// there is none, or what it has recorded is impossible.
+    ///
+    /// Cost: none that depends on the number of flows.
+    pub fn continue_from(table: Arc<FlowTable>) -> Option<Self> {
+        let [v4, v6] = table.header.notes()?;
+        let v4 = Free::of_note(&table.v4, v4)?;
+        let v6 = Free::of_note(&table.v6, v6)?;
+        let owner = new_owner();
+        table.header.seize_writer(owner);
+        Some(Self { table, owner, v4, v6, hand: 0 })
+    }
+
     fn adopt(table: Arc<FlowTable>, owner: u64) -> Self {
         let v4 = Free::adopt(&table.v4, table.secret());
         let v6 = Free::adopt(&table.v6, table.secret());
@@ -277,7 +296,10 @@ impl FlowWriter {
 
 impl Drop for FlowWriter {
     fn drop(&mut self) {
-        self.table.header.give_writer(self.owner);
+        // A suspended writer keeps its right, with which its record would go.
+        if self.table.header.notes().is_none() {
+            self.table.header.give_writer(self.owner);
+        }
     }
 }
 
@@ -289,6 +311,20 @@ fn new_owner() -> u64 {
 }
 
 impl Free {
+    /// Packs the first free entry and the number of entries in use.
+    fn note(&self) -> u64 {
+        u64::from(self.used) << 32 | self.first.map_or(0, |first| u64::from(first) + 1)
+    }
+
+    /// Unpacks [`Free::note`]; `None` if it is impossible.
+    #[expect(clippy::cast_possible_truncation, reason = "halves of a word")]
+    fn of_note<F: Family>(table: &FamilyTable<F>, note: u64) -> Option<Self> {
+        let (first, used) = ((note as u32).checked_sub(1), (note >> 32) as u32);
+        let unused = table.ever_used();
+        let fits = first.is_none_or(|first| first < unused) && used <= unused;
+        fits.then_some(Self { first, unused, used, hand: 0 })
+    }
+
     /// Collects the entries in use of a table that an earlier writer left, and removes its
     /// half-done changes: slots that name an entry that is missing or named twice, and entries that
     /// no slot names.
@@ -654,6 +690,45 @@ mod tests {
 
     const fn keep_if(keep: bool) -> Verdict {
         if keep { Verdict::Keep } else { Verdict::Remove }
+    }
+
+    /// Entries, free ones and their number are those of the writer before.
+    #[test]
+    fn a_writer_continues_where_another_is_suspended() {
+        let mut before = table(64);
+        let slots: Vec<Slot> = (0..40).map(|number| before.add(number, 1).unwrap()).collect();
+        for slot in slots.iter().step_by(3) {
+            before.remove(*slot).unwrap();
+        }
+        assert!(FlowWriter::continue_from(before.shared()).is_none(), "it is at work");
+        before.suspend();
+        let mut after = FlowWriter::continue_from(before.shared()).unwrap();
+        assert_eq!((after.len(), after.span()), (before.len(), before.span()));
+        drop(before);
+        for number in 0..40 {
+            assert_eq!(after.found(number).is_some(), number % 3 != 0, "{number}");
+        }
+        let added = (100..).take_while(|&number| after.add(number, 2).is_ok()).count();
+        let v4 = after.v4.used;
+        assert!(added > 60 && after.len() as usize == 26 + added, "{added}, {v4}");
+        assert!(FlowWriter::continue_from(after.shared()).is_none(), "what was recorded is old");
+        let again = FlowWriter::take_over(after.shared());
+        assert_eq!(again.len(), after.len(), "nothing is half done");
+    }
+
+    #[test]
+    fn impossible_records_of_a_suspended_writer_are_refused() {
+        let mut writer = table(64);
+        for number in 0..10 {
+            writer.add(number, 1).unwrap();
+        }
+        for (name, used, first) in
+            [("used", 6, None), ("first", 5, Some(5)), ("first", 5, Some(99))]
+        {
+            (writer.v4.used, writer.v4.first) = (used, first);
+            writer.suspend();
+            assert!(FlowWriter::continue_from(writer.shared()).is_none(), "{name}");
+        }
     }
 
     #[test]

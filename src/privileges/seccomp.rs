@@ -17,7 +17,7 @@ use seccompiler::{
 /// Filter of the system calls of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Filter {
-    /// Allows wake-ups of sockets, poll, memory, and the end of the thread.
+    /// Allows wake-ups of sockets and of the worker, poll, memory, and the end of the thread.
     Worker,
     /// Allows write(2) besides.
     Log,
@@ -152,6 +152,8 @@ impl Filter {
         for call in [libc::SYS_sendto, libc::SYS_recvfrom] {
             rules.insert(call, vec![argument(2, SeccompCmpOp::Eq, 0)?]);
         }
+        // An eventfd ends the sleep of a worker.
+        rules.insert(libc::SYS_read, vec![argument(2, SeccompCmpOp::Eq, 8)?]);
         // No memory becomes code.
         let executable = u64::from(libc::PROT_EXEC.cast_unsigned());
         for call in [libc::SYS_mmap, libc::SYS_mprotect] {

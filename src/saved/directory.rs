@@ -49,7 +49,9 @@ pub struct Directory {
     path: PathBuf,
     /// Directory for flow tables on pages of the huge page pool, if there is one.
     huge: Option<PathBuf>,
-    _lock: File,
+    lock: File,
+    /// Whether the process that hands the directory over still writes the tables.
+    is_live: bool,
 }
 
 impl Directory {
@@ -58,7 +60,20 @@ impl Directory {
     /// # Errors
     /// [`StateError`].
     pub fn open(parent: &Path, socket: &Path) -> Result<Self, StateError> {
-        let name: String = socket.to_string_lossy().trim_start_matches('/').replace('/', "-");
+        Self::with(parent, socket, None)
+    }
+
+    /// Opens the directory of a running process, which has passed its lock to this one. Its tables
+    /// are taken over as they are, or not at all.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn adopt(parent: &Path, socket: &Path, lock: OwnedFd) -> Result<Self, StateError> {
+        Self::with(parent, socket, Some(lock))
+    }
+
+    fn with(parent: &Path, socket: &Path, locked: Option<OwnedFd>) -> Result<Self, StateError> {
+        let name = instance(socket);
         let path = parent.join(&name);
         let error = |path: &Path, reason| StateError::Directory { path: path.to_owned(), reason };
         make_parent(parent).map_err(|reason| error(parent, reason))?;
@@ -70,16 +85,32 @@ impl Directory {
             let what = "not in memory (tmpfs); use a directory in /dev/shm";
             return Err(error(what.to_owned()));
         }
-        let lock = private_file().create(true).truncate(false).open(path.join("lock"));
-        let lock = lock.map_err(|cause| error(reason(&cause)))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(StateError::InUse(path));
-        }
+        let is_live = locked.is_some();
+        let lock = match locked {
+            Some(lock) => File::from(lock),
+            None => {
+                let lock = private_file().create(true).truncate(false).open(path.join("lock"));
+                let lock = lock.map_err(|cause| error(reason(&cause)))?;
+                if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+                    return Err(StateError::InUse(path));
+                }
+                lock
+            }
+        };
         let huge = huge_pages().and_then(|parent| {
             let path = parent.join(&name);
             make_parent(&parent).and_then(|()| make_private(&path)).ok().map(|()| path)
         });
-        Ok(Self { path, huge, _lock: lock })
+        Ok(Self { path, huge, lock, is_live })
+    }
+
+    /// Returns a copy of the lock for another process: the directory is locked until both copies are
+    /// closed.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn lock(&self) -> io::Result<OwnedFd> {
+        self.lock.try_clone().map(OwnedFd::from)
     }
 
     /// Path of the directory.
@@ -193,7 +224,9 @@ impl Set<'_> {
         });
         match found {
             Ok(table) => {
-                table.release_writer();
+                if !self.directory.is_live {
+                    table.release_writer();
+                }
                 Some(table)
             }
             Err(error) => {
@@ -234,8 +267,12 @@ impl TableMemory for Set<'_> {
     }
 
     fn fresh(&self, name: &str, bytes: usize, pages: Pages) -> Result<Arc<Arena>, MappingError> {
-        let Directory { path, huge, .. } = self.directory;
+        let Directory { path, huge, is_live, .. } = self.directory;
         let refused = |source| MappingError::Refused { bytes, source };
+        if *is_live {
+            let what = format!("the running process has another table {name}");
+            return Err(refused(io::Error::other(what)));
+        }
         let place = match pages {
             Pages::Pool => {
                 huge.as_ref().ok_or_else(|| refused(io::ErrorKind::Unsupported.into()))?
@@ -251,10 +288,24 @@ impl TableMemory for Set<'_> {
         self.create(place, name, bytes).map_err(refused)
     }
 
+    fn is_live(&self) -> bool {
+        self.directory.is_live
+    }
+
     fn refuse(&self, name: &str, error: &TableError) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         refused.push(format!("{name}: {error}"));
     }
+}
+
+/// Name of the directory of the instance with this control socket.
+fn instance(socket: &Path) -> String {
+    socket.to_string_lossy().trim_start_matches('/').replace('/', "-")
+}
+
+/// Path of the socket by which the instance with this control socket hands over.
+pub fn hand_over_socket(parent: &Path, socket: &Path) -> PathBuf {
+    parent.join(instance(socket)).join("handover")
 }
 
 /// Name of the flow table of a worker.

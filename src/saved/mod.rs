@@ -3,6 +3,7 @@
 //! ```text
 //! [state] directory / instance (named by the control socket), in memory (tmpfs)
 //!   lock               held by the running process
+//!   handover           socket by which another process takes over
 //!   registry           checksum; facts of the tables; VIPs, backends and drains (JSON)
 //!   qinq               pairs of VLAN tags
 //!   tables.N/          the set of tables that `registry` names
@@ -24,7 +25,7 @@ mod document;
 mod import;
 mod tables;
 
-pub use directory::{Directory, StateError};
+pub use directory::{Directory, StateError, hand_over_socket};
 pub use document::{Document, Facts};
 pub use import::Loss;
 pub use tables::{Tables, open};

@@ -27,6 +27,7 @@ pub mod ring;
 pub mod socket;
 pub mod steer;
 pub mod umem;
+pub mod waker;
 
 mod netlink;
 mod os;

@@ -372,6 +372,13 @@ impl Steering {
         }
     }
 
+    /// Leaves program and guard on the NIC when this value is dropped, as after `kill -9`: another
+    /// process has sockets and rules for its own, and replaces them.
+    pub fn leave(&mut self) {
+        self.attached = None;
+        self.guard = None;
+    }
+
     /// XDP mode of the attached program; `None` before it is attached.
     pub fn mode(&self) -> Option<Attached> {
         self.attached

@@ -12,7 +12,8 @@
 
 mod long;
 
-use std::os::fd::BorrowedFd;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use arrayvec::ArrayVec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -77,6 +78,47 @@ impl XskQueue {
         let (socket, rings) = Socket::open(umem, nic, queue, ring, io)?;
         Self::new(umem.memory(), rings, Some(socket), io)
             .ok_or_else(|| SocketError::TooManyQueues { interface: nic.name().to_owned(), queue })
+    }
+
+    /// Wraps the socket of another process on `queue` of `nic`, which that process has opened with
+    /// these settings and this memory. [`resume`](Self::resume) takes over the contents of its rings.
+    ///
+    /// # Errors
+    /// [`SocketError`] if the file is no AF_XDP socket, or has smaller rings.
+    pub fn adopt(
+        umem: &Umem,
+        nic: &Nic,
+        queue: u32,
+        ring: u32,
+        io: Io,
+        socket: OwnedFd,
+    ) -> Result<Self, SocketError> {
+        let (socket, rings) = Socket::adopt(nic, queue, ring, io, socket)?;
+        Self::new(umem.memory(), rings, Some(socket), io)
+            .ok_or_else(|| SocketError::TooManyQueues { interface: nic.name().to_owned(), queue })
+    }
+
+    /// Records what the next user of the rings cannot see in them. Called between two polls.
+    pub fn suspend(&self) {
+        self.memory.set_inside_packet(self.receive, self.growing.is_open());
+    }
+
+    /// Continues where the last user of the rings has [stopped](Self::suspend), which may be another
+    /// process.
+    ///
+    /// Cost: one look at each byte of the ledger.
+    pub fn resume(&mut self) {
+        let Rings { rx, tx, fill, completion } = &mut self.rings;
+        rx.resync();
+        tx.resync();
+        fill.resync();
+        completion.resync();
+        [self.receiving, self.transmitting] = self.memory.held_by([self.receive, self.transmit]);
+        self.queued = 0;
+        self.growing = match self.memory.is_inside_packet(self.receive) {
+            true => Growing::without_beginning(),
+            false => Growing::default(),
+        };
     }
 
     /// Creates a queue over `rings`; `None` after 127 queues of this UMEM.
@@ -341,7 +383,7 @@ impl XskQueue {
     ///
     /// # Errors
     /// The error of getsockopt(2); none is expected.
-    pub fn statistics(&self) -> std::io::Result<SocketStatistics> {
+    pub fn statistics(&self) -> io::Result<SocketStatistics> {
         self.socket.as_ref().map_or(Ok(SocketStatistics::default()), Socket::statistics)
     }
 
@@ -349,8 +391,16 @@ impl XskQueue {
     ///
     /// # Errors
     /// The error of dup(2): too many open files.
-    pub fn monitor(&self) -> std::io::Result<Option<Monitor>> {
+    pub fn monitor(&self) -> io::Result<Option<Monitor>> {
         self.socket.as_ref().map(Socket::monitor).transpose()
+    }
+
+    /// Returns the socket for another process; `None` for a fake NIC.
+    ///
+    /// # Errors
+    /// The error of dup(2): too many open files.
+    pub fn duplicate(&self) -> io::Result<Option<OwnedFd>> {
+        self.fd().map(|socket| socket.try_clone_to_owned()).transpose()
     }
 
     /// Whether the NIC accesses packet memory directly, without a copy.
@@ -378,10 +428,16 @@ impl XskQueue {
 /// busy-poll. Returns at once if a queue is readable already.
 ///
 /// Sleeps at most 1 ms while packets wait in a TX ring, so that the caller flushes again. At most
-/// [`MAX_NICS`] queues are watched. A fake NIC does not wake the caller.
-pub fn wait<'a>(queues: impl IntoIterator<Item = &'a XskQueue>, timeout_ms: u32) {
-    let mut watched = ArrayVec::<PollFd<'_>, MAX_NICS>::new();
+/// [`MAX_NICS`] queues are watched. A fake NIC does not wake the caller; `waker` does, once it is
+/// readable.
+pub fn wait<'a>(
+    queues: impl IntoIterator<Item = &'a XskQueue>,
+    waker: Option<BorrowedFd<'_>>,
+    timeout_ms: u32,
+) {
+    let mut watched = ArrayVec::<PollFd<'_>, { MAX_NICS + 1 }>::new();
     let mut timeout_ms = timeout_ms;
+    watched.extend(waker.map(|waker| PollFd::from_borrowed_fd(waker, PollFlags::IN)));
     for queue in queues {
         if queue.is_readable() {
             return;
@@ -605,6 +661,64 @@ mod tests {
         assert!(first.transmit(foreign).is_err());
     }
 
+    /// The rings stay, and what a process knows of them is lost with it.
+    #[test]
+    fn the_next_user_of_the_rings_goes_on_where_the_last_one_stopped() {
+        let (umem, pool) = Umem::create(FRAMES, 2048).unwrap();
+        let (queue, nic) = FakeNic::new(&umem, RING).unwrap();
+        let mut rig = Rig { queue, nic, pool, held: Vec::new() };
+        rig.poll();
+        for byte in 1..=3 {
+            assert!(rig.nic.deliver(&[byte; 60]));
+        }
+        assert_eq!(rig.queue.receive(2, |frame| rig.held.push(frame)), 2);
+        let (second, first) = (rig.held.pop().unwrap(), rig.held.pop().unwrap());
+        rig.queue.transmit(first).unwrap();
+        rig.queue.flush();
+        rig.pool.push(second);
+        rig.queue.suspend();
+        let (free, with_kernel) = (rig.pool.len(), rig.queue.with_kernel());
+        let file = umem.file().try_clone_to_owned().unwrap();
+        let mapped_again = Umem::adopt(file, FRAMES, 2048).unwrap();
+        assert_eq!(mapped_again.free_frames().len(), free, "the ledger is in the memory");
+        // As if it had never been used: its own numbers are wrong.
+        (rig.queue.receiving, rig.queue.transmitting, rig.queue.queued) = (0, 7, 3);
+        rig.pool = umem.free_frames();
+        while rig.pool.pop().is_some() {}
+        rig.queue.resume();
+        rig.pool = rig.pool.renewed();
+        assert_eq!((rig.pool.len(), rig.queue.with_kernel()), (free, with_kernel));
+        assert_eq!(rig.poll(), 1);
+        assert_eq!(rig.held.pop().map(|frame| frame.data().to_vec()), Some(vec![3; 60]));
+        assert_eq!(rig.collect(), [vec![1; 60]]);
+        rig.queue.reclaim(&mut rig.pool);
+        assert_eq!((rig.queue.outstanding(), rig.queue.bad_descriptors()), (0, 0));
+        let too_small = Umem::adopt(umem.file().try_clone_to_owned().unwrap(), FRAMES * 2, 2048);
+        assert!(matches!(too_small, Err(crate::xdp::umem::UmemError::Size { .. })));
+    }
+
+    /// The rest must not be taken for a packet of its own.
+    #[test]
+    fn the_rest_of_a_packet_whose_beginning_another_user_has_received_is_broken() {
+        for inside in [false, true] {
+            let mut rig = Rig::new();
+            rig.poll();
+            assert!(rig.nic.deliver_long(&[1; 4000]));
+            let first = if inside { 1 } else { 3 };
+            assert_eq!(rig.queue.receive(first, |frame| rig.held.push(frame)), 1 - inside as usize);
+            rig.held.drain(..).for_each(|frame| rig.pool.push(frame));
+            rig.queue.suspend();
+            rig.queue.resume();
+            rig.pool = rig.pool.renewed();
+            assert!(rig.nic.deliver(&[2; 60]));
+            assert_eq!(rig.queue.receive(64, |frame| rig.held.push(frame)), 1 + inside as usize);
+            let whole: Vec<bool> = rig.held.iter().map(Frame::is_whole).collect();
+            assert_eq!(whole, if inside { vec![false, true] } else { vec![true] });
+            rig.held.drain(..).for_each(|frame| rig.pool.push(frame));
+            rig.check();
+        }
+    }
+
     #[test]
     fn packets_without_an_ethernet_header_are_not_sent() {
         let mut rig = Rig::new();
@@ -621,10 +735,10 @@ mod tests {
     fn waiting_ends_at_once_when_something_is_there() {
         let mut rig = Rig::new();
         rig.poll();
-        wait([&rig.queue], 1);
+        wait([&rig.queue], None, 1);
         assert!(rig.nic.deliver(&[1; 60]));
         let start = std::time::Instant::now();
-        wait([&rig.queue], 60_000);
+        wait([&rig.queue], None, 60_000);
         assert!(start.elapsed().as_secs() < 30);
     }
 

@@ -188,6 +188,13 @@ impl<T: Entry> Producer<T> {
         Shared::kernel(region, offsets, size).map(Self::new)
     }
 
+    /// Reads both indices again, after another process has used this side of the ring.
+    pub(super) fn resync(&mut self) {
+        // Relaxed: only this side changes its index, and the other process has stopped.
+        self.next = self.ring.producer().load(Ordering::Relaxed);
+        self.seen = self.ring.consumer().load(Ordering::Acquire);
+    }
+
     /// Number of slots, a power of two.
     pub fn size(&self) -> u32 {
         self.ring.size
@@ -312,6 +319,13 @@ impl<T: Entry> Consumer<T> {
     /// The conditions of [`Producer::kernel`], for the read side.
     pub(super) unsafe fn kernel(region: Region, offsets: &Offsets, size: u32) -> Option<Self> {
         Shared::kernel(region, offsets, size).map(Self::new)
+    }
+
+    /// Reads the index of this side again, after another process has used it.
+    pub(super) fn resync(&mut self) {
+        // Relaxed: only this side changes its index, and the other process has stopped.
+        self.next = self.ring.consumer().load(Ordering::Relaxed);
+        self.seen = self.next;
     }
 
     /// Number of slots, a power of two.

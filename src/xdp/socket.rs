@@ -284,9 +284,22 @@ impl Socket {
         let rings = opening.map_rings(fd.as_fd())?;
         opening.bind(fd.as_fd())?;
         opening.tune(fd.as_fd())?;
-        let options = sockopt::xdp_options(&fd);
-        let options = options.map_err(|error| opening.error("XDP_OPTIONS", error))?;
-        let zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
+        let zero_copy = opening.is_zero_copy(fd.as_fd())?;
+        Ok((Self { fd, zero_copy }, rings))
+    }
+
+    /// Maps the rings of a socket that another process has opened on `queue` of `nic`.
+    pub(super) fn adopt(
+        nic: &Nic,
+        queue: u32,
+        ring: u32,
+        io: Io,
+        fd: OwnedFd,
+    ) -> Result<(Self, Rings), SocketError> {
+        let opening = Opening { nic, queue, ring, io };
+        opening.check()?;
+        let rings = opening.map_rings(fd.as_fd())?;
+        let zero_copy = opening.is_zero_copy(fd.as_fd())?;
         Ok((Self { fd, zero_copy }, rings))
     }
 
@@ -417,6 +430,12 @@ impl Opening<'_> {
             fill: fill.ok_or_else(layout)?,
             completion: completion.ok_or_else(layout)?,
         })
+    }
+
+    fn is_zero_copy(&self, socket: BorrowedFd<'_>) -> Result<bool, SocketError> {
+        let options = sockopt::xdp_options(socket);
+        let options = options.map_err(|error| self.error("XDP_OPTIONS", error))?;
+        Ok(options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY))
     }
 
     /// Sets the options that a bound socket accepts.

@@ -10,16 +10,23 @@
 //! of one queue. The ledger, one byte per chunk, records which: an address from a ring becomes a
 //! frame only if the ledger assigns its chunk to this side of this ring. Two live frames for one
 //! chunk are therefore impossible, whatever the kernel (or a fake) claims.
+//!
+//! Memory and ledger are one memfd. A later process that maps it ([`Umem::adopt`]) knows from the
+//! ledger which frames are free, and which are in the rings of the sockets that it gets with it:
+//!
+//! ```text
+//! | chunks | ledger: a byte per chunk | a byte per queue: inside a packet of several frames |
+//! ```
 #![allow(unsafe_code, reason = "frames are slices of memory shared with the kernel")]
 
 pub mod chain;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstat, memfd_create};
 
 use self::chain::{Behind, Links};
 use super::os::Region;
@@ -29,6 +36,9 @@ pub const HEADROOM: u16 = 256;
 
 /// Largest number of queues per UMEM over its lifetime: each takes two of the ledger's 255 values.
 const MAX_QUEUES: u8 = 127;
+
+/// Size of a page of the huge page pool, in bytes.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// Reason why packet memory could not be allocated.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +68,14 @@ pub enum UmemError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// The file of another process has another size.
+    #[error("packet memory of another process has {got} bytes instead of {expected}")]
+    Size {
+        /// Size of the file in bytes.
+        got: u64,
+        /// Smallest size in bytes.
+        expected: usize,
+    },
 }
 
 /// The side of the queue that holds a chunk: a value of the ledger, never [`OURS`].
@@ -77,13 +95,16 @@ pub struct Umem {
 #[repr(align(128))]
 pub(super) struct Memory {
     region: Region,
+    file: OwnedFd,
     /// log2 of the chunk size.
     shift: u32,
     chunk_size: u32,
     /// Holder of each chunk. Relaxed throughout: only the owner of the chunk's one frame changes
     /// the value [`OURS`], and only a holder's one queue changes the holder's value; moving a frame
     /// or a queue to another thread provides the ordering.
-    ledger: Box<[AtomicU8]>,
+    ledger: &'static [AtomicU8],
+    /// Whether a process has stopped inside a received packet of several frames, by queue.
+    inside_packet: &'static [AtomicU8],
     /// Next chunk of each chunk in a packet that is longer than a frame.
     links: Links,
     /// Number of queues that have been assigned holders.
@@ -100,28 +121,83 @@ impl Umem {
     /// # Errors
     /// [`UmemError`], which names the number to change.
     pub fn create(frames: u32, frame_size: u32) -> Result<(Self, FramePool), UmemError> {
-        const MAX: u32 = 1 << 24;
-        if !matches!(frame_size, 2048 | 4096) {
-            return Err(UmemError::FrameSize { got: frame_size });
-        }
-        if !(1..=MAX).contains(&frames) {
-            return Err(UmemError::FrameCount { got: frames, max: MAX });
-        }
-        let bytes = frames as usize * frame_size as usize;
-        let (region, on_huge_pages) =
+        let bytes = checked_size(frames, frame_size)?;
+        let (region, file, on_huge_pages) =
             map_memfd(bytes).map_err(|source| UmemError::Memory { bytes, source })?;
+        let umem = Self::over(region, file, frames, frame_size, on_huge_pages);
+        let pool = umem.free_frames();
+        Ok((umem, pool))
+    }
+
+    /// Maps the packet memory of another process, which has `frames` chunks of `frame_size` bytes.
+    /// [`Umem::free_frames`] returns the free ones once that process has stopped using them.
+    ///
+    /// # Errors
+    /// [`UmemError::Size`] for a file that is too small; else as [`Umem::create`].
+    pub fn adopt(file: OwnedFd, frames: u32, frame_size: u32) -> Result<Self, UmemError> {
+        let bytes = checked_size(frames, frame_size)?;
+        let refused = |source| UmemError::Memory { bytes, source };
+        let facts = fstat(&file).map_err(|error| refused(error.into()))?;
+        let got = u64::try_from(facts.st_size).unwrap_or_default();
+        if got < bytes as u64 {
+            return Err(UmemError::Size { got, expected: bytes });
+        }
+        // A mapping of a file on huge pages is a whole number of them.
+        let on_huge_pages = u64::try_from(facts.st_blksize) == Ok(HUGE_PAGE as u64);
+        let len = if on_huge_pages { bytes.next_multiple_of(HUGE_PAGE) } else { bytes };
+        let region = Region::shared(file.as_fd(), len, 0).map_err(refused)?;
+        Ok(Self::over(region, file, frames, frame_size, on_huge_pages))
+    }
+
+    /// Wraps a mapping of [`checked_size`] bytes, which stays for good.
+    fn over(
+        region: Region,
+        file: OwnedFd,
+        frames: u32,
+        frame_size: u32,
+        on_huge_pages: bool,
+    ) -> Self {
+        let chunks = frames as usize;
+        let bytes_at = |start: usize, len: usize| -> &'static [AtomicU8] {
+            let Some(start) = region.at(start, len) else { return &[] };
+            // SAFETY: `at` found the range inside the mapping, which is leaked below; every byte is
+            // a valid `AtomicU8`, and is only used atomically, in this process and in others.
+            unsafe { std::slice::from_raw_parts(start.cast().as_ptr(), len) }
+        };
+        let ledger = bytes_at(chunks * frame_size as usize, chunks);
+        let inside_packet = bytes_at(chunks * (frame_size as usize + 1), usize::from(MAX_QUEUES));
         let memory: &'static Memory = Box::leak(Box::new(Memory {
             region,
+            file,
             shift: frame_size.trailing_zeros(),
             chunk_size: frame_size,
-            ledger: (0..frames).map(|_| AtomicU8::new(OURS)).collect(),
+            ledger,
+            inside_packet,
             links: Links::new(frames),
             queues: AtomicU8::new(0),
             on_huge_pages,
         }));
-        // The top of the stack is the first chunk of the memory.
-        let free: Box<[u32]> = (0..frames).rev().collect();
-        Ok((Self { memory }, FramePool { memory, len: free.len(), free }))
+        Self { memory }
+    }
+
+    /// Returns all frames that are not with the kernel. To be called when no frame of this memory is
+    /// alive, in no process.
+    ///
+    /// Cost: one look at each byte of the ledger.
+    pub fn free_frames(&self) -> FramePool {
+        let memory = self.memory;
+        let is_free = |chunk: &u32| memory.holder_of(*chunk) == Some(OURS);
+        let mut free = Vec::with_capacity(memory.chunks());
+        // The top of the stack is the first free chunk of the memory.
+        free.extend((0..self.frames()).rev().filter(is_free));
+        let len = free.len();
+        free.resize(memory.chunks(), 0);
+        FramePool { memory, free: free.into(), len }
+    }
+
+    /// The memfd, to be passed to another process.
+    pub fn file(&self) -> BorrowedFd<'static> {
+        self.memory.file.as_fd()
     }
 
     /// Number of chunks.
@@ -145,22 +221,36 @@ impl Umem {
     }
 }
 
-/// Maps a memfd, which another process could map too; on huge pages if the pool has enough.
-fn map_memfd(bytes: usize) -> io::Result<(Region, bool)> {
+/// Returns the size of the memory for `frames` chunks, their ledger and the marks of the queues.
+fn checked_size(frames: u32, frame_size: u32) -> Result<usize, UmemError> {
+    const MAX: u32 = 1 << 24;
+    if !matches!(frame_size, 2048 | 4096) {
+        return Err(UmemError::FrameSize { got: frame_size });
+    }
+    if !(1..=MAX).contains(&frames) {
+        return Err(UmemError::FrameCount { got: frames, max: MAX });
+    }
+    Ok(frames as usize * (frame_size as usize + 1) + usize::from(MAX_QUEUES))
+}
+
+/// Maps a memfd, which another process can map too; on huge pages if the pool has enough.
+fn map_memfd(bytes: usize) -> io::Result<(Region, OwnedFd, bool)> {
     // A file on huge pages must be a whole number of them. Their default size is 2 MiB nearly
     // everywhere; elsewhere the first attempt fails and the second succeeds.
-    let huge_bytes = bytes.next_multiple_of(2 << 20);
+    let huge_bytes = bytes.next_multiple_of(HUGE_PAGE);
     match map_memfd_with(MemfdFlags::HUGETLB, huge_bytes) {
-        Ok(region) => Ok((region, true)),
-        Err(_) => map_memfd_with(MemfdFlags::empty(), bytes).map(|region| (region, false)),
+        Ok((region, file)) => Ok((region, file, true)),
+        Err(_) => {
+            map_memfd_with(MemfdFlags::empty(), bytes).map(|(region, file)| (region, file, false))
+        }
     }
 }
 
-fn map_memfd_with(flags: MemfdFlags, bytes: usize) -> io::Result<Region> {
+fn map_memfd_with(flags: MemfdFlags, bytes: usize) -> io::Result<(Region, OwnedFd)> {
     let file = memfd_create(c"holdfast-umem", MemfdFlags::CLOEXEC | flags)?;
     // Allocated here, so that too little memory is an error and not a SIGBUS on first access.
     fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)?;
-    Region::shared(file.as_fd(), bytes, 0)
+    Ok((Region::shared(file.as_fd(), bytes, 0)?, file))
 }
 
 impl Memory {
@@ -193,6 +283,36 @@ impl Memory {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MAX_QUEUES).then(|| n + 1))
             .ok()?;
         Some((Holder(2 * queue + 1), Holder(2 * queue + 2)))
+    }
+
+    /// Returns the ledger's value of a chunk.
+    fn holder_of(&self, chunk: u32) -> Option<u8> {
+        Some(self.ledger.get(chunk as usize)?.load(Ordering::Relaxed))
+    }
+
+    /// Returns the number of chunks that each of two holders has.
+    pub(super) fn held_by(&self, holders: [Holder; 2]) -> [u32; 2] {
+        let mut held = [0; 2];
+        for entry in self.ledger {
+            let value = entry.load(Ordering::Relaxed);
+            for (Holder(holder), count) in holders.iter().zip(&mut held) {
+                *count += u32::from(value == *holder);
+            }
+        }
+        held
+    }
+
+    /// Records whether the queue with this holder stops inside a packet of several frames.
+    pub(super) fn set_inside_packet(&self, Holder(receive): Holder, inside: bool) {
+        if let Some(mark) = self.inside_packet.get(usize::from(receive / 2)) {
+            mark.store(inside.into(), Ordering::Relaxed);
+        }
+    }
+
+    /// Returns what [`set_inside_packet`](Self::set_inside_packet) has recorded.
+    pub(super) fn is_inside_packet(&self, Holder(receive): Holder) -> bool {
+        let mark = self.inside_packet.get(usize::from(receive / 2));
+        mark.is_some_and(|mark| mark.load(Ordering::Relaxed) != 0)
     }
 
     /// Splits an address of a descriptor into chunk and offset; `None` for an address beyond the
@@ -415,6 +535,12 @@ pub struct FramePool {
 }
 
 impl FramePool {
+    /// Returns the pool with all frames that are not with the kernel, as
+    /// [`Umem::free_frames`] does.
+    pub fn renewed(self) -> Self {
+        Umem { memory: self.memory }.free_frames()
+    }
+
     /// Returns an empty frame with [`HEADROOM`] in front; `None` if no frame is free.
     #[inline]
     pub fn pop(&mut self) -> Option<Frame> {

@@ -24,8 +24,9 @@ pub struct Holdfast<'l> {
 impl<'l> Holdfast<'l> {
     /// Starts holdfast and waits until every backend is up.
     pub fn start(lab: &'l Lab, config: &Config) -> Self {
-        let log = File::create(log_of(lab)).unwrap();
-        Self::start_by(lab, config, lab.command("lb", BINARY), log.into())
+        // Truncated, and then appended to, as several processes may write it.
+        File::create(log_of(lab)).unwrap();
+        Self::start_by(lab, config, lab.command("lb", BINARY), log_file(lab).into())
     }
 
     /// Starts holdfast by a command that ends with the binary, with another file for the log.
@@ -41,6 +42,87 @@ impl<'l> Holdfast<'l> {
             backends.all(|b| b.health == HealthState::Up && b.next_hop.is_some())
         });
         this
+    }
+
+    /// Starts another process with this configuration, and waits until it has taken over.
+    pub fn replace(&mut self, config: &Config) {
+        self.write_config(config);
+        let new = self.spawn();
+        let (old, pid) = (std::mem::replace(&mut self.child, new), self.pid());
+        self.wait_for_successor(old, |now| now == pid);
+    }
+
+    /// Makes the process start another one, and waits until that has taken over. It is not a child
+    /// of the test.
+    pub fn replace_itself(&mut self) {
+        let old = self.running_pid();
+        self.signal_running("USR2");
+        wait_for("another process has taken over", SOON, || self.running_pid() != old);
+        assert!(self.cli(&["status"]).status.success(), "{}", self.log());
+    }
+
+    /// Starts another process and kills it as soon as it has begun to take over; returns the log.
+    pub fn replace_in_vain(&self, config: &Config) -> String {
+        self.write_config(config);
+        let before = self.log().matches("this process goes on").count();
+        let began = self.log().matches("asks to take over").count() + 1;
+        let mut new = self.spawn();
+        self.wait_for_log("asks to take over", began);
+        new.kill().unwrap();
+        new.wait().unwrap();
+        self.wait_for_log("this process goes on", before + 1);
+        self.log()
+    }
+
+    /// Runs `successor.py` as far as `step`; returns its output.
+    pub fn fake_successor(&self, step: &str) -> String {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/successor.py");
+        let name = self.socket.trim_start_matches('/').replace('/', "-");
+        let path = format!("/dev/shm/holdfast/{name}/handover");
+        // Killed by holdfast if it hangs, or as it ends.
+        let output = self.lab.try_run("lb", &["/usr/bin/python3", script, &path, step]);
+        assert!(output.stderr.is_empty(), "{step}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Waits until a text is in the log so many times.
+    pub fn wait_for_log(&self, text: &str, times: usize) {
+        wait_for(&format!("{times} x {text:?} in the log"), SOON, || {
+            self.log().matches(text).count() >= times
+        });
+    }
+
+    fn spawn(&self) -> Child {
+        let mut command = self.lab.command("lb", BINARY);
+        command.arg("run").arg("--config").arg(&self.config);
+        command.stdout(Stdio::null()).stderr(log_file(self.lab)).spawn().unwrap()
+    }
+
+    /// Waits until the process number `is_new` serves, and `old` has ended well.
+    fn wait_for_successor(&mut self, mut old: Child, is_new: impl Fn(u32) -> bool) {
+        wait_for("the new process has taken over", SOON, || {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the new process ended: {status}\n{}", self.log());
+            }
+            self.running_pid().is_some_and(&is_new)
+        });
+        wait_for("the old process ends", SOON, || {
+            let ended = old.try_wait().unwrap();
+            assert!(ended.is_none_or(|status| status.success()), "{ended:?}\n{}", self.log());
+            ended.is_some()
+        });
+        assert!(self.responds(), "{}", self.log());
+    }
+
+    /// Id of the process that has the control socket.
+    fn running_pid(&self) -> Option<u32> {
+        let note = std::fs::read_to_string(format!("{}.lock", self.socket)).ok()?;
+        note.lines().next()?.parse().ok()
+    }
+
+    /// Sends a signal to the process that has the control socket.
+    fn signal_running(&self, name: &str) {
+        signal(self.running_pid().unwrap(), name);
     }
 
     /// Starts holdfast with a configuration that cannot be read until `meanwhile`, called with the
@@ -220,6 +302,11 @@ impl<'l> Holdfast<'l> {
     }
 }
 
+/// The log of a holdfast in the lab, to be appended to.
+fn log_file(lab: &Lab) -> File {
+    File::options().create(true).append(true).open(log_of(lab)).unwrap()
+}
+
 /// Path of the log of a holdfast in the lab.
 pub fn log_of(lab: &Lab) -> PathBuf {
     lab.state().join("holdfast.log")
@@ -229,6 +316,13 @@ impl Drop for Holdfast<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("holdfast's log:\n{}", self.log());
+        }
+        if self.child.try_wait().is_ok_and(|ended| ended.is_some())
+            && let Some(pid) = self.running_pid()
+            && pid != self.child.id()
+        {
+            // It has started its own successor, which is no child of this process.
+            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
         }
         // Both fail if the process has ended already.
         let _ = self.child.kill();

@@ -20,6 +20,7 @@ use crate::control::client_hops::ClientHops;
 use crate::control::clients::Ageing;
 use crate::control::error::ControlError;
 use crate::control::flow_rates::FlowRates;
+use crate::control::hand_over::TakeOver;
 use crate::control::state::VipEntry;
 use crate::control::status::{self, Process, Sources};
 
@@ -45,9 +46,13 @@ pub(super) struct Parts {
 impl Parts {
     /// Publishes the table first, then sets the rules of the XDP program and attaches it, and then
     /// announces the addresses.
-    pub(super) async fn start(&mut self) -> Result<(), ControlError> {
+    /// If another process forwards until now, it hands over after the first step.
+    pub(super) async fn start(&mut self, take_over: Option<TakeOver>) -> Result<(), ControlError> {
         self.settle().await;
         self.world.publish();
+        if let Some(take_over) = take_over {
+            take_over().map_err(ControlError::NotTakenOver)?;
+        }
         self.steering.start(&self.world).map_err(ControlError::Steering)?;
         // Before the first packet: no client may have a moment's access.
         self.access.index(&self.world, &mut self.steering);

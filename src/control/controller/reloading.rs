@@ -74,6 +74,11 @@ impl Reloading {
         self.path.display().to_string()
     }
 
+    /// Whether a reload is in progress or waits.
+    pub(super) fn is_busy(&self) -> bool {
+        self.reading.is_some() || !self.waiting.is_empty()
+    }
+
     /// Begins to read the file for a reload, or does so after the reads that were ordered before.
     pub(super) fn order(&mut self, order: Order) {
         self.waiting.push_back(order);

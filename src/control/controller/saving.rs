@@ -17,12 +17,14 @@ pub(super) struct Saving {
     moment: Moment,
     saved: Option<SavedRegistry>,
     failed: bool,
+    /// Whether another process has read the registry, and will save its own.
+    suspended: bool,
 }
 
 impl Saving {
     pub(super) fn new(save: Option<Save>, clock: &Clock) -> Self {
         let moment = Moment { instant: Instant::now(), ticks: clock() };
-        Self { save, moment, saved: None, failed: false }
+        Self { save, moment, saved: None, failed: false, suspended: false }
     }
 
     /// Saves nothing.
@@ -37,10 +39,28 @@ impl Saving {
         self.saved.is_some()
     }
 
+    /// Saves the registry for a process that takes over, with the results of health checks; then
+    /// saves nothing until [`go_on`](Self::go_on).
+    ///
+    /// # Errors
+    /// Text for the operator.
+    pub(super) fn save_for_another(&mut self, registry: &Registry) -> Result<(), String> {
+        let save = self.save.as_mut().ok_or("the state of this process is in no directory")?;
+        save(&registry.save_with_health(&self.moment))?;
+        self.suspended = true;
+        Ok(())
+    }
+
+    /// Saves again: the other process may have saved its own registry.
+    pub(super) fn go_on(&mut self, registry: &Registry) {
+        (self.suspended, self.saved) = (false, None);
+        self.save(registry);
+    }
+
     /// Saves the registry if it has changed, or was not saved last time. A failure is logged once,
     /// and tried again by the next call.
     pub(super) fn save(&mut self, registry: &Registry) {
-        let Some(save) = &mut self.save else { return };
+        let Some(save) = self.save.as_mut().filter(|_| !self.suspended) else { return };
         let new = registry.save(&self.moment);
         if self.saved.as_ref() == Some(&new) {
             return;

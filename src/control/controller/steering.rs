@@ -109,6 +109,11 @@ impl Steering {
         self.port.access_drops(vip)
     }
 
+    /// Leaves programs and guards on the NICs at the end of this process.
+    pub(super) fn leave(&mut self) {
+        self.port.leave();
+    }
+
     /// Returns the counters of the first `nics` NICs.
     pub(super) fn counters(&mut self, nics: usize) -> Vec<(SteerCounters, SocketStatistics)> {
         let nics = (0..).map(NicIndex).take(nics);
@@ -183,6 +188,8 @@ pub(super) mod tests {
         fn set_mac(&mut self, _nic: NicIndex, _mac: [u8; 6]) -> Result<(), String> {
             Ok(())
         }
+
+        fn leave(&mut self) {}
     }
 
     /// Returns a [`Steering`] with a program that has room for this many VIPs.

@@ -53,9 +53,9 @@ use super::snat;
 use super::target::{Target, Terminated};
 use crate::flow::entry::{FlowState, Pin, Rule, State};
 use crate::flow::shared::SharedTables;
-use crate::flow::snat::{SnatAllocator, SnatPort};
+use crate::flow::snat::{SnatAllocator, SnatPort, SnatTable};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
-use crate::flow::takeover::reconcile;
+use crate::flow::takeover::{count, reconcile};
 use crate::flow::writer::FlowWriter;
 use crate::forwarding::table::Backend;
 use crate::forwarding::{FlowAction, Miss};
@@ -71,6 +71,14 @@ pub struct Conntrack {
     sweep: Sweep,
 }
 
+/// Counts a pin that the last user of the tables has left.
+fn count_kept(pin: &Pin, snat_table: &SnatTable, stats: &WorkerStats) {
+    count_pinned(pin, stats);
+    if let Some(id) = pin.flow_state.snat_port() {
+        snat::count_bound(id, snat_table, stats);
+    }
+}
+
 impl Conntrack {
     /// Creates the connection tracking of worker `me`, with its flow table and the pins in it, which
     /// are those of an earlier process: the gauges of `stats` count them. `None` if there is no such
@@ -80,12 +88,8 @@ impl Conntrack {
     pub fn new(shared: &SharedTables, me: u8, stats: &WorkerStats, now: Ticks) -> Option<Self> {
         let mut writer = FlowWriter::new(Arc::clone(shared.flows.get(usize::from(me))?))?;
         let snat_table = &shared.snat_table;
-        let removed = reconcile(&mut writer, snat_table, me, |pin| {
-            count_pinned(pin, stats);
-            if let Some(id) = pin.flow_state.snat_port() {
-                snat::count_bound(id, snat_table, stats);
-            }
-        });
+        let removed =
+            reconcile(&mut writer, snat_table, me, |pin| count_kept(pin, snat_table, stats));
         stats.flows_stale.add(removed);
         let secret = match shared.taken_over {
             // The tables' secret is the earlier process's too, but its first ports must not be.
@@ -95,6 +99,36 @@ impl Conntrack {
         let snat_allocator = SnatAllocator::new(snat_table, me, &secret);
         let tables = Tables { writer, all: Arc::clone(&shared.flows), snat_allocator, me };
         Some(Self { tables, new_flows: NewFlowLimiter::default(), sweep: Sweep::new(now) })
+    }
+
+    /// Continues the connection tracking of worker `me` where the last user of its flow table has
+    /// [suspended](Self::suspend) it, which may be another process; after one that has not, as
+    /// [`Conntrack::new`]. The gauges of `stats` count its entries.
+    ///
+    /// Cost: one look at every entry that was ever used.
+    pub fn take_over(
+        shared: &SharedTables,
+        me: u8,
+        stats: &WorkerStats,
+        now: Ticks,
+    ) -> Option<Self> {
+        let table = shared.flows.get(usize::from(me))?;
+        let Some(writer) = FlowWriter::continue_from(Arc::clone(table)) else {
+            table.release_writer();
+            return Self::new(shared, me, stats, now);
+        };
+        let snat_table = &shared.snat_table;
+        count(&writer, |pin| count_kept(pin, snat_table, stats), || stats.flow_aliases.add(1));
+        let turn = RandomState::new().hash_one(me);
+        let snat_allocator = SnatAllocator::of_all(snat_table, me, turn);
+        let tables = Tables { writer, all: Arc::clone(&shared.flows), snat_allocator, me };
+        Some(Self { tables, new_flows: NewFlowLimiter::default(), sweep: Sweep::new(now) })
+    }
+
+    /// Records what another user of the flow table needs to continue at once. Called between two
+    /// polls.
+    pub fn suspend(&self) {
+        self.tables.writer.suspend();
     }
 
     /// Creates the connection tracking of worker `me` in tables that were made for an explanation.

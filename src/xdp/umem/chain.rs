@@ -173,6 +173,11 @@ pub(in crate::xdp) struct Growing {
 }
 
 impl Growing {
+    /// A packet of which an earlier process has received the first frames: the rest is broken.
+    pub(in crate::xdp) fn without_beginning() -> Self {
+        Self { broken: true, open: true, ..Self::default() }
+    }
+
     /// Whether the next frame belongs to a packet that has begun.
     #[inline(always)]
     pub(in crate::xdp) fn is_open(&self) -> bool {
