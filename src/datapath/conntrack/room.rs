@@ -192,25 +192,31 @@ impl Tables {
 }
 
 /// Returns the rank at which a full table gives up a flow; `None` for a flow that has proven itself.
-/// A terminated flow keeps its pin, by which its ends are notified.
+/// A terminated flow has no connection left: without its pin, its ends are notified by a RST of
+/// another backend, or a refusal.
 fn rank(protocol: Protocol, flow_state: &FlowState, context: &Context<'_>) -> Option<Rank> {
     let state = flow_state.state();
+    let Some(backend) = context.table.pinned(flow_state.backend()) else {
+        // Its next packet goes elsewhere.
+        return Some(Rank::Unproven);
+    };
     let unproven = match protocol {
         // After a RST there is no connection, unless it was forged and the client goes on.
         Protocol::Tcp => !state.has(State::ESTABLISHED) || state.has(State::RST),
         Protocol::Udp | Protocol::Any => state.has(State::FIRST),
     };
-    match state.has(State::UNPROVEN) {
-        _ if state.has(State::TERMINATED) => None,
-        _ if unproven => Some(Rank::Unproven),
-        true => is_silent(flow_state, context).then_some(Rank::Silent),
-        false => None,
+    if unproven && !state.has(State::TERMINATED) {
+        return Some(Rank::Unproven);
     }
+    let idle = context.now.since(flow_state.last_seen()).0;
+    let silent = state.has(State::UNPROVEN) && idle > backend.timeouts.begun.0;
+    let goes = state.has(State::TERMINATED) || silent || is_over(protocol, state, idle, backend);
+    goes.then_some(Rank::Silent)
 }
 
-/// Whether a flow was idle for the time that a first packet's pin lives.
-fn is_silent(flow_state: &FlowState, context: &Context<'_>) -> bool {
-    let backend = context.table.pinned(flow_state.backend());
-    let idle = context.now.since(flow_state.last_seen());
-    backend.is_none_or(|backend| idle.0 > backend.timeouts.begun.0)
+/// Whether both ends have closed a connection, and have repeated nothing for a quarter of the closing
+/// time-out: longer than the gaps between the first five retransmissions of Linux.
+fn is_over(protocol: Protocol, state: State, idle: u32, backend: &Backend) -> bool {
+    let both = backend.forward.translates() && state.is_closing(backend.forward);
+    protocol == Protocol::Tcp && both && idle > backend.timeouts.closing.0 / 4
 }
