@@ -53,7 +53,7 @@ struct Free {
 /// Order in which entries make room for others: higher ones go first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
-    /// The flow has proven little, and is silent.
+    /// The flow is unproven and silent, or it has ended.
     Silent,
     /// The flow has not proven itself.
     Unproven,

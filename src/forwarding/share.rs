@@ -23,11 +23,16 @@ pub struct Share {
 }
 
 impl Share {
-    /// Returns whether the VIP may take one more of `capacity`, of which it has `used`, and `free`
-    /// are free.
+    /// Returns whether more of `capacity` are `free` than are guaranteed for the other VIPs.
     #[inline]
-    pub fn has_room(self, capacity: u64, used: u64, free: u64) -> bool {
-        used < part(capacity, self.own) || free > part(capacity, self.others)
+    pub fn is_plenty(self, capacity: u64, free: u64) -> bool {
+        free > part(capacity, self.others)
+    }
+
+    /// Returns whether the VIP, which has `used` of `capacity`, has less than its share.
+    #[inline]
+    pub fn is_below(self, capacity: u64, used: u64) -> bool {
+        used < part(capacity, self.own)
     }
 
     /// Returns whether the VIP, which has `used` of `capacity`, has more than its share.
@@ -166,6 +171,10 @@ mod tests {
         const CAPACITY: u64 = 1000;
         let specs = [None, None, Some(300_000)].map(|share| vip("192.0.2.1", Forward::Dsr, share));
         let shares = shares(&specs);
+        let has_room = |vip: usize, used: u64, free| {
+            let share = shares[vip].flows;
+            share.is_plenty(CAPACITY, free) || share.is_below(CAPACITY, used)
+        };
         let mut used = [0_u64; 3];
         let mut random = 1_u64;
         for step in 0..200_000 {
@@ -177,13 +186,12 @@ mod tests {
             let free = CAPACITY - used.iter().sum::<u64>();
             if random >> 40 & 7 == 0 {
                 used[vip] = used[vip].saturating_sub(1);
-            } else if shares[vip].flows.has_room(CAPACITY, used[vip], free) {
+            } else if has_room(vip, used[vip], free) {
                 assert!(free > 0, "{step}: no room in the share of {vip}: {used:?}");
                 used[vip] += 1;
             }
         }
-        let alone =
-            (0..CAPACITY).find(|&used| !shares[0].flows.has_room(CAPACITY, used, CAPACITY - used));
+        let alone = (0..CAPACITY).find(|&used| !has_room(0, used, CAPACITY - used));
         // A half of the common quarter, and the share that is set, are kept for others.
         assert_eq!(alone, Some(CAPACITY - 125 - 300));
     }

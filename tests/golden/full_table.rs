@@ -247,7 +247,9 @@ fn a_flood_of_one_vip_takes_no_share_of_another() {
                 assert!(open(&mut rig, 3000 + number, 81, false), "{name}: {number}");
                 open(&mut rig, 4000 + number, 80, handshake);
             }
-            assert_eq!((active(&rig, 0), active(&rig, 1)), (56, 8), "{name}");
+            // Unproven flows over the share give way, and the free entries stay free.
+            let left = if handshake { 56 } else { 48 };
+            assert_eq!((active(&rig, 0), active(&rig, 1)), (left, 8), "{name}");
             for port in LATER {
                 open(&mut rig, port + 1000, 80, handshake);
             }
@@ -319,7 +321,8 @@ fn a_flood_of_one_vip_leaves_the_snat_ports_of_another() {
         for port in LATER {
             open(&mut rig, port + 1000, 80, handshake);
         }
-        assert_eq!((active(&rig, 0), active(&rig, 1)), (14, 2), "{handshake}");
+        let left = if handshake { 14 } else { 12 };
+        assert_eq!((active(&rig, 0), active(&rig, 1)), (left, 2), "{handshake}");
         rig.assert_accounted();
     }
 }

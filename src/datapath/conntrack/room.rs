@@ -1,10 +1,11 @@
 //! Part of the stage conntrack: room for new flows, in this worker's table and SNAT ports.
 //!
 //! ```text
-//! VIP below its share, or enough is free --> a free entry
-//! else, or the table is full            --> the entry of an unproven flow, of this VIP or of one
-//!                                            over its share
-//! none                                  --> no pin
+//! more is free than the shares of the other VIPs --> a free entry
+//! else --> the entry of an unproven flow, of a VIP over its share
+//!          VIP below its share --> a free entry
+//!          other VIP           --> the entry of an unproven flow of its own
+//!          none                --> no pin
 //! ```
 //!
 //! Reads: the gauges of VIPs, entries near the flow's own. Cost: nothing for pinned flows; some
@@ -36,15 +37,21 @@ struct Stock<'c> {
 }
 
 impl Stock<'_> {
-    /// Whether a flow of `vip` may take a free one.
+    /// Whether a flow of `vip` may take a free one as a matter of course.
     #[inline]
-    fn has_room(&self, vip: VipId, free: u64) -> bool {
-        free > 0 && self.share(vip).has_room(self.capacity, self.used(vip), free)
+    fn is_plenty(&self, vip: VipId, free: u64) -> bool {
+        self.share(vip).is_plenty(self.capacity, free)
     }
 
-    /// Whether a flow of `vip` may take the place of one of `other`.
-    fn may_displace(&self, vip: VipId, other: VipId) -> bool {
-        vip == other || self.share(other).exceeds(self.capacity, self.used(other))
+    /// Whether a flow of `vip` may take one of those that are free in scarcity.
+    fn is_below(&self, vip: VipId, free: u64) -> bool {
+        free > 0 && self.share(vip).is_below(self.capacity, self.used(vip))
+    }
+
+    /// Whether a flow of `vip` may take the place of one of `other`; of its `own` only where it may
+    /// take no free one.
+    fn may_displace(&self, vip: VipId, other: VipId, own: bool) -> bool {
+        if vip == other { own } else { self.share(other).exceeds(self.capacity, self.used(other)) }
     }
 
     /// Share of a VIP; none for one that was removed.
@@ -93,35 +100,41 @@ impl Tables {
         pin: &Pin,
         context: &Context<'_>,
     ) -> Result<(), Full> {
-        let room = self.entries(context).has_room(pin.vip, self.free(flow));
-        if !room || self.writer.insert(flow, pin).is_err() {
-            let made = self.make_room(flow, pin.vip, !room, context);
-            if !(room || made) || self.writer.insert(flow, pin).is_err() {
-                snat::release(&mut self.snat_allocator, pin, context);
-                return Err(Full);
-            }
+        let plenty = self.entries(context).is_plenty(pin.vip, self.free(flow));
+        if !plenty || self.writer.insert(flow, pin).is_err() {
+            self.insert_in_scarcity(flow, pin, plenty, context)?;
         }
         count_pinned(pin, context.stats);
         Ok(())
     }
 
-    /// Removes the pin of an unproven flow, so that a flood takes the place of its own flows, and of
-    /// no established one. `anywhere`: no free entry may be taken. Returns whether a pin was
-    /// removed.
+    /// Adds a pin where no entry is free as a matter of course, or (`plenty`) the flow's buckets are
+    /// full: in the place of an unproven flow, so that a flood takes that of its own flows, and of no
+    /// established one.
     #[cold]
-    fn make_room(
+    fn insert_in_scarcity(
         &mut self,
         flow: &HashedKey,
-        vip: VipId,
-        anywhere: bool,
+        pin: &Pin,
+        plenty: bool,
         context: &Context<'_>,
-    ) -> bool {
+    ) -> Result<(), Full> {
         let stock = self.entries(context);
-        let rank = |protocol, pin: &Pin| {
-            rank(protocol, &pin.flow_state, context).filter(|_| stock.may_displace(vip, pin.vip))
+        let below = stock.is_below(pin.vip, self.free(flow));
+        let rank = |protocol, other: &Pin| {
+            let rank = rank(protocol, &other.flow_state, context)?;
+            stock.may_displace(pin.vip, other.vip, plenty || !below).then_some(rank)
         };
-        let evicted = self.writer.evict(flow, context.now, anywhere, rank);
-        evicted.inspect(|pin| self.count_evicted(pin, context)).is_some()
+        let evicted = self.writer.evict(flow, context.now, !plenty, rank);
+        if let Some(other) = &evicted {
+            self.count_evicted(other, context);
+        }
+        let may_take = evicted.is_some() || !plenty && below;
+        if may_take && self.writer.insert(flow, pin).is_ok() {
+            return Ok(());
+        }
+        snat::release(&mut self.snat_allocator, pin, context);
+        Err(Full)
     }
 
     fn count_evicted(&mut self, pin: &Pin, context: &Context<'_>) {
@@ -148,7 +161,11 @@ impl Tables {
         let free = u64::try_from(self.snat_allocator.free(family)).unwrap_or(u64::MAX);
         let capacity = free.saturating_add(context.stats.snat_ports(family).get());
         let stock = Stock { capacity, share: |shares| shares.snat_ports, context };
-        if !stock.has_room(packet.vip, free) && !self.make_port_room(packet.vip, family, &stock) {
+        let below = stock.is_below(packet.vip, free);
+        let may_take = stock.is_plenty(packet.vip, free)
+            || self.make_port_room(packet.vip, family, !below, &stock)
+            || below;
+        if !may_take {
             return Err(Drop::NoSourcePort);
         }
         snat::bind(&mut self.snat_allocator, packet, backend, context)
@@ -157,11 +174,11 @@ impl Tables {
     /// Removes the pin of an unproven flow with a SNAT port: the first one of the highest rank that
     /// the hand of the ports meets. As ports are allocated in a round, that is an old one.
     #[cold]
-    fn make_port_room(&mut self, vip: VipId, family: Family, stock: &Stock<'_>) -> bool {
+    fn make_port_room(&mut self, vip: VipId, family: Family, own: bool, stock: &Stock<'_>) -> bool {
         let mut silent = None;
         let mut unproven = None;
         for _ in 0..LOOKS {
-            match self.next_port_victim(vip, family, stock) {
+            match self.next_port_victim(vip, family, own, stock) {
                 Some((Rank::Unproven, slot)) => {
                     unproven = Some(slot);
                     break;
@@ -179,38 +196,46 @@ impl Tables {
         &mut self,
         vip: VipId,
         family: Family,
+        own: bool,
         stock: &Stock<'_>,
     ) -> Option<(Rank, Slot)> {
         let snat_table = &stock.context.shared.snat_table;
         let id = self.snat_allocator.next(snat_table, self.me, family)?;
         let flow = snat_table.read(id)?.snat_flow.flow;
         let (slot, pin) = self.writer.table().lookup(&self.secret().hash(flow.into()))?;
-        let may_go = pin.flow_state.snat_port() == Some(id) && stock.may_displace(vip, pin.vip);
+        let may_go =
+            pin.flow_state.snat_port() == Some(id) && stock.may_displace(vip, pin.vip, own);
         let rank = rank(flow.protocol, &pin.flow_state, stock.context).filter(|_| may_go)?;
         Some((rank, slot))
     }
 }
 
 /// Returns the rank at which a full table gives up a flow; `None` for a flow that has proven itself.
-/// A terminated flow keeps its pin, by which its ends are notified.
+/// A terminated flow has no connection left: without its pin, its ends are notified by a RST of
+/// another backend, or a refusal.
 fn rank(protocol: Protocol, flow_state: &FlowState, context: &Context<'_>) -> Option<Rank> {
     let state = flow_state.state();
+    let Some(backend) = context.table.pinned(flow_state.backend()) else {
+        // Its next packet goes elsewhere.
+        return Some(Rank::Unproven);
+    };
     let unproven = match protocol {
         // After a RST there is no connection, unless it was forged and the client goes on.
         Protocol::Tcp => !state.has(State::ESTABLISHED) || state.has(State::RST),
         Protocol::Udp | Protocol::Any => state.has(State::FIRST),
     };
-    match state.has(State::UNPROVEN) {
-        _ if state.has(State::TERMINATED) => None,
-        _ if unproven => Some(Rank::Unproven),
-        true => is_silent(flow_state, context).then_some(Rank::Silent),
-        false => None,
+    if unproven && !state.has(State::TERMINATED) {
+        return Some(Rank::Unproven);
     }
+    let idle = context.now.since(flow_state.last_seen()).0;
+    let silent = state.has(State::UNPROVEN) && idle > backend.timeouts.begun.0;
+    let goes = state.has(State::TERMINATED) || silent || is_over(protocol, state, idle, backend);
+    goes.then_some(Rank::Silent)
 }
 
-/// Whether a flow was idle for the time that a first packet's pin lives.
-fn is_silent(flow_state: &FlowState, context: &Context<'_>) -> bool {
-    let backend = context.table.pinned(flow_state.backend());
-    let idle = context.now.since(flow_state.last_seen());
-    backend.is_none_or(|backend| idle.0 > backend.timeouts.begun.0)
+/// Whether both ends have closed a connection, and have repeated nothing for a quarter of the closing
+/// time-out: longer than the gaps between the first five retransmissions of Linux.
+fn is_over(protocol: Protocol, state: State, idle: u32, backend: &Backend) -> bool {
+    let both = backend.forward.translates() && state.is_closing(backend.forward);
+    protocol == Protocol::Tcp && both && idle > backend.timeouts.closing.0 / 4
 }

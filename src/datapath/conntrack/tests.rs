@@ -232,6 +232,57 @@ fn a_full_table_gives_up_connections_of_a_mere_handshake_after_a_silence() {
     }
 }
 
+/// Connections that both ends have closed make room after a while (the closing time-out is 2 s), one
+/// that the client has half closed does not.
+#[test]
+fn a_full_table_gives_up_connections_that_are_over() {
+    let closed = State::FIN_CLIENT.with(State::FIN_BACKEND);
+    for (forward, fins, silence, expected) in [
+        (Forward::Nat, closed, 40, false),
+        (Forward::Nat, closed, 60, true),
+        (Forward::Nat, State::FIN_CLIENT, 900, false),
+        (Forward::Dsr, State::FIN_CLIENT, 190, false),
+    ] {
+        let mut bed = Bed::new(1, &[vip(forward, 2)]);
+        let mut conntrack = bed.conntrack(0);
+        for port in 1..=65 {
+            let packet = bed.request(port, "S");
+            let context = bed.context(0, if port == 65 { silence } else { 0 });
+            let backend = context.table.backend(BackendIndex(0)).unwrap();
+            let pinned = conntrack.pin(&packet, backend, Rule::Scheduler, &context);
+            assert_eq!(pinned.is_ok(), port < 65 || expected, "{forward:?} {fins:?} {silence}");
+            if let Some(hit) = context.flows.find_at(&packet.flow, Slot::NOWHERE) {
+                hit.set_state(ESTABLISHED.with(fins));
+            }
+        }
+    }
+}
+
+/// A reload may terminate as many flows as there are entries.
+#[test]
+fn a_full_table_gives_up_terminated_flows_but_no_established_ones() {
+    for (terminated, evicted) in [(false, 0), (true, 1)] {
+        let mut bed = Bed::new(1, &[vip(Forward::Nat, 2)]);
+        let mut conntrack = bed.conntrack(0);
+        for port in 1..=64 {
+            establish(&mut bed, &mut conntrack, port, 0);
+        }
+        if terminated {
+            bed.publish(&[left(FlowAction::Reset)]);
+            // Probes leave room for others now and then.
+            for _ in 0..4 {
+                conntrack.sweep(&bed.context(0, 400), &mut TxBacklog::default());
+            }
+        }
+        let packet = bed.request(100, "S");
+        let context = bed.context(0, 400);
+        let backend = context.table.backend(BackendIndex(0)).unwrap();
+        let pinned = conntrack.pin(&packet, backend, Rule::Scheduler, &context);
+        assert_eq!(pinned.is_ok(), terminated);
+        assert_eq!(bed.stats[0].flows_evicted.get(), evicted);
+    }
+}
+
 /// With NAT the backend's packet decides.
 #[test]
 fn a_flow_with_nat_is_proven_by_its_backend() {
