@@ -1046,6 +1046,7 @@ fn the_program_steers_by_prefixes_ranges_and_quoted_packets() {
         tunnels: vec![network("10.0.0.1")],
         gue_port: 6080,
         locals: [BOX, own, tunnel, exact].map(address).into(),
+        ..SteerRules::default()
     };
     judge(rows, &rules);
 }

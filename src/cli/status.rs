@@ -115,6 +115,7 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
         "?>DROPPED",
         "?>DENIED",
         "?>NOT ALLOWED",
+        "?>OVER RATE",
     ];
     let mut columns = Columns::new(&headers, look);
     for vip in vips {
@@ -135,6 +136,7 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
             count(vip.traffic.dropped),
             count(vip.denied),
             count(vip.not_allowed),
+            count(vip.over_rate),
         ]);
     }
     columns
@@ -430,6 +432,7 @@ fn nic_counters(nics: &[NicStatus], look: Look) -> Columns {
         "?>GUARDED",
         "?>DENIED",
         "?>NOT ALLOWED",
+        "?>OVER RATE",
         "?>RX DROPPED",
         "?>RX RING FULL",
         "?>FILL EMPTY",
@@ -448,6 +451,7 @@ fn nic_counters(nics: &[NicStatus], look: Look) -> Columns {
             count(nic.guarded),
             count(nic.denied),
             count(nic.not_allowed),
+            count(nic.over_rate),
             count(nic.kernel_rx_dropped),
             count(nic.kernel_rx_ring_full),
             count(nic.kernel_rx_fill_empty),
