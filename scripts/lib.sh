@@ -73,6 +73,7 @@ THROUGHPUT_PACKAGES=(
     'jq|jq|reads the JSON of iperf3 and holdfast'
 )
 BENCH_PACKAGES=(
+    "${NETWORK_PACKAGES[@]}"
     'valgrind|valgrind|counts instructions (callgrind)'
     'binutils|addr2line|tells which source line an instruction comes from'
     'jq|jq|puts the results together'

@@ -94,6 +94,7 @@ impl SteeringProgram for Steerings {
             dropped: AccessDrops {
                 denied: counters.dropped.denied,
                 not_allowed: counters.dropped.not_allowed,
+                over_rate: counters.dropped.over_rate,
             },
         })
     }
@@ -103,6 +104,7 @@ impl SteeringProgram for Steerings {
         drops.fold(AccessDrops::default(), |sum, drops| AccessDrops {
             denied: sum.denied + drops.denied,
             not_allowed: sum.not_allowed + drops.not_allowed,
+            over_rate: sum.over_rate + drops.over_rate,
         })
     }
 

@@ -398,6 +398,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         on_remove: FlowAction::Rehash,
         announce,
         access: AccessLists::default(),
+        rate: None,
         backends: backends.collect(),
     }
 }

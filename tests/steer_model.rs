@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use holdfast::net::{
     AccessCheck, AccessLists, Address, Family, ListEntry, ListId, ListKey, ListKind, Listen,
-    ListenKey, ListsPresent, Network, PortRange, Protocol, SteerRules, VipId,
+    ListenKey, ListsPresent, Network, PortRange, Protocol, SourceRate, SteerRules, VipId,
 };
 use holdfast::xdp::nic::Nic;
 use holdfast::xdp::program::{AttachMode, Steering};
@@ -139,7 +139,7 @@ fn checks(rules: &SteerRules, lists: &ModelLists) -> Vec<AccessCheck> {
     let number = |(index, listen)| {
         let vip = VipId(if index == 11 { 10 } else { index });
         let own = lists.own.get(&vip).map(AccessLists::present).unwrap_or_default();
-        AccessCheck { listen, vip, own }
+        AccessCheck { listen, vip, own, rate: None }
     };
     (0..).zip(listens).map(number).collect()
 }
@@ -392,6 +392,47 @@ fn the_model_decides_as_the_program_does() {
         *seen.get_mut(theirs as usize).unwrap() += 1;
     }
     assert!(seen.iter().all(|&count| count > 1000), "every decision is met often: {seen:?}");
+}
+
+/// A TCP segment to 192.0.2.10:80.
+fn segment(source: [u8; 4], flags: u8) -> Vec<u8> {
+    let ethernet = [&MAC[..], &[2, 0xc, 0, 0, 0, 1, 8, 0]].concat();
+    let ip = [&[0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0][..], &source, &[192, 0, 2, 10]].concat();
+    let tcp = [&[0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags][..], &[0; 6]].concat();
+    [ethernet, ip, tcp].concat()
+}
+
+/// Number of segments of a source that the program drops for its rate, of so many.
+fn over_rate(program: &mut Steering, source: [u8; 4], flags: u8, count: usize) -> u64 {
+    let before = program.counters().unwrap();
+    (0..count).for_each(|_| program.try_packet(&segment(source, flags)).unwrap());
+    let after = program.counters().unwrap();
+    let passed = after.steered - before.steered;
+    let dropped = after.dropped.over_rate - before.dropped.over_rate;
+    assert_eq!(passed + dropped, u64::try_from(count).unwrap());
+    dropped
+}
+
+/// The program counts by the second, and the test may be stopped for longer: bounds are loose.
+#[test]
+fn the_program_drops_what_a_source_sends_above_its_rate() {
+    const SYN: u8 = 2;
+    const ACK: u8 = 16;
+    let mut program = program();
+    let mut rules = rules();
+    rules.checks = checks(&rules, &ModelLists::default());
+    rules.checks.first_mut().unwrap().rate = Some(SourceRate { packets: 500, new_flows: 5 });
+    program.sync(&rules).unwrap();
+    assert_eq!(over_rate(&mut program, [198, 51, 100, 1], SYN, 5), 0);
+    assert!(over_rate(&mut program, [198, 51, 100, 1], SYN, 400) > 300, "SYNs");
+    assert_eq!(over_rate(&mut program, [198, 51, 100, 2], SYN, 5), 0, "another source");
+    assert_eq!(over_rate(&mut program, [198, 51, 100, 3], ACK, 500), 0);
+    assert!(over_rate(&mut program, [198, 51, 100, 3], ACK, 5000) > 2500, "packets");
+    let dropped = program.access_drops(VipId(0)).unwrap();
+    assert_eq!(dropped.over_rate, program.counters().unwrap().dropped.over_rate);
+    rules.checks.clear();
+    program.sync(&rules).unwrap();
+    assert_eq!(over_rate(&mut program, [198, 51, 100, 3], SYN, 1000), 0, "no limit any longer");
 }
 
 #[test]

@@ -120,6 +120,7 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
         "?>DROPPED",
         "?>DENIED",
         "?>NOT ALLOWED",
+        "?>OVER RATE",
     ];
     let mut columns = Columns::new(&headers, look);
     for vip in vips {
@@ -140,6 +141,7 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
             count(vip.traffic.dropped),
             count(vip.denied),
             count(vip.not_allowed),
+            count(vip.over_rate),
         ]);
     }
     columns
@@ -435,6 +437,7 @@ fn nic_counters(nics: &[NicStatus], look: Look) -> Columns {
         "?>GUARDED",
         "?>DENIED",
         "?>NOT ALLOWED",
+        "?>OVER RATE",
         "?>RX DROPPED",
         "?>RX RING FULL",
         "?>FILL EMPTY",
@@ -453,6 +456,7 @@ fn nic_counters(nics: &[NicStatus], look: Look) -> Columns {
             count(nic.guarded),
             count(nic.denied),
             count(nic.not_allowed),
+            count(nic.over_rate),
             count(nic.kernel_rx_dropped),
             count(nic.kernel_rx_ring_full),
             count(nic.kernel_rx_fill_empty),

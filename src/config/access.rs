@@ -153,12 +153,17 @@ pub(super) fn rules(sections: &Sections<'_>, report: &mut Report<'_>) {
     }
     for (vip, other) in clashes(sections) {
         let (line, name) = (report.line(&other.key_path), &other.value.name);
+        let noun = if vip.value.access == other.value.access { "rates" } else { "lists" };
         let what = format!(
-            "its lists are not those of VIP \"{name}\" of line {line}, which shares addresses with it"
+            "its {noun} are not those of VIP \"{name}\" of line {line}, which shares addresses with it"
         );
-        let fix = "give both the same lists, or one of them another address: only VIPs of single \
-                   addresses and single ports can share an address and have other lists";
-        let key = if vip.value.access.deny.is_empty() { "allow" } else { "deny" };
+        let fix = "give both the same lists and no rate, or one of them another address: only VIPs of \
+                   single addresses and single ports can share an address and differ in this";
+        let key = match &vip.value.access {
+            lists if !lists.deny.is_empty() => "deny",
+            lists if !lists.allow.is_empty() => "allow",
+            _ => "rate",
+        };
         report.error(&vip.key_path.key(key), what, fix);
     }
 }
@@ -170,7 +175,8 @@ pub(super) fn rules(sections: &Sections<'_>, report: &mut Report<'_>) {
 fn clashes<'s>(sections: &Sections<'s>) -> Vec<(&'s Located<Vip>, &'s Located<Vip>)> {
     let mut found = Vec::new();
     let vips = || sections.vips.iter().map(|(vip, _)| vip);
-    for vip in vips().filter(|vip| vip.value.access.present().any()) {
+    let is_limited = |vip: &Vip| vip.access.present().any() || vip.rate.is_some();
+    for vip in vips().filter(|vip| is_limited(&vip.value)) {
         let clash = |other: &&Located<Vip>| clash(&vip.value, &other.value);
         found.extend(vips().find(clash).map(|other| (vip, other)));
     }
@@ -185,7 +191,8 @@ fn clashes<'s>(sections: &Sections<'s>) -> Vec<(&'s Located<Vip>, &'s Located<Vi
 
 /// Whether two VIPs have other lists, and the XDP program cannot apply them.
 fn clash(one: &Vip, other: &Vip) -> bool {
-    one.name != other.name && one.access != other.access && share_lists(one, other)
+    let same = one.access == other.access && one.rate.is_none() && other.rate.is_none();
+    one.name != other.name && !same && share_lists(one, other)
 }
 
 /// Returns whether the XDP program does not distinguish packets for two VIPs, so that both must have

@@ -14,7 +14,7 @@ use crate::flow::table::Families;
 use crate::forwarding::local::IcmpRate;
 use crate::forwarding::new_flows::NewFlows;
 use crate::forwarding::{FlowAction, Local, Ports, Secret, ServerId, Tunnels, VipPolicy};
-use crate::net::{AccessLists, Family, Forward, Network, NicIndex, Protocol};
+use crate::net::{AccessLists, Family, Forward, Network, NicIndex, Protocol, SourceRate};
 use crate::units::Ticks;
 
 /// Thresholds above which the flows of one source are spread over several backends.
@@ -223,6 +223,9 @@ pub struct Vip {
     /// Lists of sources. They are not saved with the VIP: each start reads them again.
     #[serde(skip)]
     pub access: AccessLists,
+    /// Limits for each source; `None`: none. Earlier versions had none.
+    #[serde(default)]
+    pub rate: Option<SourceRate>,
     /// Backends, in the file's order.
     pub backends: Vec<Backend>,
 }

@@ -30,6 +30,7 @@ mod passive;
 mod pin;
 mod policy;
 mod quic;
+mod rate;
 #[cfg(test)]
 mod reference;
 mod report;

@@ -103,6 +103,7 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["vip"], keys_of::<super::vip::RawVip>()),
         (&["vip", "health"], keys_of::<super::health::RawHealth>()),
         (&["vip", "passive"], keys_of::<super::passive::RawPassive>()),
+        (&["vip", "rate"], keys_of::<super::rate::RawRate>()),
         (&["vip", "damping"], keys_of::<super::damping::RawDamping>()),
         (&["vip", "timeouts"], keys_of::<super::timeouts::RawTimeouts>()),
         (&["vip", "quic"], keys_of::<super::quic::RawQuic>()),

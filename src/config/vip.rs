@@ -17,6 +17,7 @@ use super::drain::RawDrain;
 use super::health::RawHealth;
 use super::key_path::{KeyPath, Located, Value};
 use super::passive::RawPassive;
+use super::rate::RawRate;
 use super::report::Report;
 use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
@@ -58,6 +59,7 @@ pub(super) struct RawVip {
     on_no_backend: Option<String>,
     proxy: Option<String>,
     announce: Option<String>,
+    rate: Option<RawRate>,
     deny: Option<Vec<String>>,
     deny_file: Option<String>,
     allow: Option<Vec<String>>,
@@ -255,6 +257,8 @@ impl RawVip {
             let what = format!("{prefix} is a prefix: the kernel does not answer ARP for it");
             report.error(&announce_at, what, "leave the key out, and route the prefix to this box");
         }
+        let rate_at = key_path.key("rate");
+        let rate = self.rate.map(|raw| raw.check(&rate_at, protocol, report));
         let (deny, deny_file) = (self.deny, self.deny_file);
         let (allow, allow_file) = (self.allow, self.allow_file);
         let access = RawAccess { deny, deny_file, allow, allow_file }.check(key_path, report);
@@ -293,6 +297,7 @@ impl RawVip {
             on_remove,
             announce,
             access,
+            rate,
             backends,
         })
     }

@@ -214,6 +214,9 @@ pub struct VipStatus {
     /// Packets dropped because an allow list lacks their source.
     #[serde(default)]
     pub not_allowed: u64,
+    /// Packets dropped because their source has sent more than its rate.
+    #[serde(default)]
+    pub over_rate: u64,
     /// Number of backends that are up: next hop resolved, and health check not failing.
     #[serde(default)]
     pub backends_up: usize,
@@ -460,11 +463,13 @@ pub struct NicStatus {
     #[serde(default)]
     pub guarded: u64,
     /// Packets for a VIP that the XDP program dropped: a deny list has their source (`denied`), or an
-    /// allow list lacks it (`not_allowed`).
+    /// allow list lacks it (`not_allowed`), or it has sent more than its rate (`over_rate`).
     #[serde(default)]
     pub denied: u64,
     #[serde(default)]
     pub not_allowed: u64,
+    #[serde(default)]
+    pub over_rate: u64,
     /// Counters of the kernel's sockets (XDP_STATISTICS).
     pub kernel_rx_dropped: u64,
     pub kernel_rx_ring_full: u64,

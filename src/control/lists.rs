@@ -83,15 +83,17 @@ impl Lists {
         ListsPresent { deny: has(ListKind::Deny), allow: has(ListKind::Allow) }
     }
 
-    /// Adds what the XDP program has to know about the lists to its other rules.
+    /// Adds lists, and rates of sources, to the other rules of the XDP program.
     #[must_use]
     pub fn steered(&self, rules: SteerRules, registry: &Registry) -> SteerRules {
-        if self.0.is_empty() {
+        let has_rate = |vip: &VipEntry| vip.config.rate.is_some();
+        if self.0.is_empty() && !registry.all_vips().any(has_rate) {
             return rules;
         }
         let check = |vip: &VipEntry| {
             let (id, own) = (vip.id, self.present(Some(vip.id)));
-            let check = move |listen| AccessCheck { listen, vip: id, own };
+            let rate = vip.config.rate;
+            let check = move |listen| AccessCheck { listen, vip: id, own, rate };
             vip.listens().map(check).collect::<Vec<_>>()
         };
         let checks = registry.all_vips().flat_map(check).collect();

@@ -18,7 +18,7 @@ use crate::forwarding::share::WHOLE;
 use crate::forwarding::sticky::Sticky;
 use crate::forwarding::tunnel::TunnelSources;
 use crate::forwarding::{FlowAction, Remember, Tunnels, quic_lb};
-use crate::net::AccessLists;
+use crate::net::{AccessLists, SourceRate};
 
 /// Returns the changed keys that need a restart; empty if a reload can apply the change.
 ///
@@ -266,6 +266,7 @@ fn vip_changes(old: &Vip, new: &Vip, reported: &mut Vec<String>) {
     field("quic", quic(&a.quic), quic(&b.quic));
     field("announce", announce(&old.announce), announce(&new.announce));
     field("health", health(&old.health), health(&new.health));
+    field("rate", rate(old.rate), rate(new.rate));
     field("fail_open", old.fail_open.to_string(), new.fail_open.to_string());
     field("passive", passive(old.passive), passive(new.passive));
     field("damping", damping(old.damping), damping(new.damping));
@@ -354,6 +355,16 @@ fn backend_changes(old: &Vip, new: &Vip, reported: &mut Vec<String>) {
             reported.push(format!("backend {name} of VIP {vip}: server_id {a} -> {b}"));
         }
     }
+}
+
+fn rate(rate: Option<SourceRate>) -> String {
+    let limit = |n: u32| if n == 0 { "any".to_owned() } else { n.to_string() };
+    rate.map_or_else(
+        || "off".to_owned(),
+        |SourceRate { packets, new_flows }| {
+            format!("{} packets, {} new flows a second", limit(packets), limit(new_flows))
+        },
+    )
 }
 
 fn sticky(remember: Option<Remember>) -> String {

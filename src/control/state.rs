@@ -1001,6 +1001,7 @@ pub(crate) mod tests {
             on_remove: FlowAction::Rehash,
             announce: Announce::None,
             access: AccessLists::default(),
+            rate: None,
             backends: backends.to_vec(),
         }
     }

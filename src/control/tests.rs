@@ -104,12 +104,12 @@ impl SteeringProgram for FakeSteering {
     }
 
     fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
-        let dropped = AccessDrops { denied: 10, not_allowed: 11 };
+        let dropped = AccessDrops { denied: 10, not_allowed: 11, over_rate: 12 };
         SteerCounters { steered: 5, passed: 6, no_socket: 7, guarded: 9, dropped }
     }
 
     fn access_drops(&mut self, vip: VipId) -> AccessDrops {
-        AccessDrops { denied: u64::from(vip.0) + 3, not_allowed: 4 }
+        AccessDrops { denied: u64::from(vip.0) + 3, not_allowed: 4, over_rate: 5 }
     }
 
     fn take_lists(&mut self) -> Result<Box<dyn AccessMaps>, String> {

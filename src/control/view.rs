@@ -83,6 +83,8 @@ pub struct AccessDrops {
     pub denied: u64,
     /// Packets whose source an allow list lacks.
     pub not_allowed: u64,
+    /// Packets above the rate of their source.
+    pub over_rate: u64,
 }
 
 impl AccessDrops {
@@ -92,6 +94,7 @@ impl AccessDrops {
         Self {
             denied: self.denied.saturating_sub(earlier.denied),
             not_allowed: self.not_allowed.saturating_sub(earlier.not_allowed),
+            over_rate: self.over_rate.saturating_sub(earlier.over_rate),
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::{ADDRESS_BITS, Address, Family, Listen, Network, VipId};
 
 /// Maximum number of prefixes in all deny and allow lists of the configuration. The map of the XDP
@@ -120,7 +122,16 @@ impl ListsPresent {
     }
 }
 
-/// Lists that the XDP program applies to the packets for a listener.
+/// Limits of a VIP for each source and second; 0: none. A source is an IPv4 address or an IPv6 /64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRate {
+    /// Packets of all kinds.
+    pub packets: u32,
+    /// TCP: SYNs.
+    pub new_flows: u32,
+}
+
+/// Lists and rates that the XDP program applies to the packets for a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AccessCheck {
     /// The listener.
@@ -129,6 +140,8 @@ pub struct AccessCheck {
     pub vip: VipId,
     /// The VIP's own lists.
     pub own: ListsPresent,
+    /// Limits for each source.
+    pub rate: Option<SourceRate>,
 }
 
 /// Kind of a list.

@@ -18,7 +18,7 @@ pub mod vlan;
 
 pub use access::{
     AccessCheck, AccessLists, ListEntry, ListId, ListKey, ListKind, ListsPresent, MAX_LISTED,
-    Prefixes,
+    Prefixes, SourceRate,
 };
 pub use address::Address;
 pub use family::Family;

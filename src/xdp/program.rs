@@ -146,6 +146,8 @@ pub struct AccessDrops {
     pub denied: u64,
     /// Packets whose source an allow list lacks.
     pub not_allowed: u64,
+    /// Packets above the rate of their source.
+    pub over_rate: u64,
 }
 
 /// The program of one NIC. Removed from the NIC when dropped, but not when the process is killed.
@@ -403,11 +405,12 @@ impl Steering {
             .ebpf
             .map("counts")
             .ok_or_else(|| no_map("counts"))
-            .and_then(PerCpuArray::<_, [u64; 7]>::try_from)
+            .and_then(PerCpuArray::<_, [u64; 8]>::try_from)
             .and_then(|counts| counts.get(&0, 0))
             .map_err(map_error(&self.interface, "read", "counts"))?;
         let mut sum = SteerCounters::default();
-        for &[steered, returned, passed, no_socket, guarded, denied, not_allowed] in per_cpu.iter()
+        for &[steered, returned, passed, no_socket, guarded, denied, not_allowed, over_rate] in
+            per_cpu.iter()
         {
             sum.steered += steered;
             sum.returned += returned;
@@ -416,6 +419,7 @@ impl Steering {
             sum.guarded += guarded;
             sum.dropped.denied += denied;
             sum.dropped.not_allowed += not_allowed;
+            sum.dropped.over_rate += over_rate;
         }
         Ok(sum)
     }
@@ -430,12 +434,13 @@ impl Steering {
             .ebpf
             .map("drop_counts")
             .ok_or_else(|| no_map("drop_counts"))
-            .and_then(PerCpuArray::<_, [u64; 2]>::try_from)
+            .and_then(PerCpuArray::<_, [u64; 3]>::try_from)
             .and_then(|counts| counts.get(&access::slot(vip), 0))
             .map_err(map_error(&self.interface, "read", "drop_counts"))?;
-        let plus = |sum: AccessDrops, &[denied, not_allowed]: &[u64; 2]| AccessDrops {
+        let plus = |sum: AccessDrops, &[denied, not_allowed, over_rate]: &[u64; 3]| AccessDrops {
             denied: sum.denied + denied,
             not_allowed: sum.not_allowed + not_allowed,
+            over_rate: sum.over_rate + over_rate,
         };
         Ok(per_cpu.iter().fold(AccessDrops::default(), plus))
     }

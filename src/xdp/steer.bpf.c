@@ -60,12 +60,19 @@
 #define MAX_LISTED 2097152
 /* One for each VIP, and 0. */
 #define MAX_SLOTS 4097
+/* Sources whose rates are known; a new one takes the place of the least recently seen. */
+#define MAX_SOURCES 65536
+/* Time over which packets are counted, in nanoseconds. */
+#define RATE_WINDOW 1000000000ULL
 
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV6_FRAGMENT_OFFSET 0xfff8
 /* Length of the ICMP header in front of a quoted packet, in bytes (RFC 792, RFC 4443). */
 #define ICMP_LEN 8
+/* Flags in byte 13 of a TCP header (RFC 9293 3.1). */
+#define TCP_SYN 0x02
+#define TCP_ACK 0x10
 
 /* A VIP or backend port. Port 0: any. IPv4 addresses are IPv4-mapped (RFC 4291, 2.5.5.2). */
 struct service {
@@ -117,7 +124,9 @@ struct area {
 #define GLOBAL_ALLOW 0x00020000
 #define OWN_DENY 0x00040000
 #define OWN_ALLOW 0x00080000
-#define ANY_LIST (GLOBAL_DENY | GLOBAL_ALLOW | OWN_DENY | OWN_ALLOW)
+/* Rates of each source are limited. */
+#define RATED 0x00100000
+#define ANY_LIMIT (GLOBAL_DENY | GLOBAL_ALLOW | OWN_DENY | OWN_ALLOW | RATED)
 #define SLOT 0x0000ffff
 
 /* Key of `access`: the first `len` bits of the following fields. */
@@ -168,12 +177,33 @@ struct counters {
 	__u64 guarded;
 	__u64 denied;
 	__u64 not_allowed;
+	__u64 over_rate;
 };
 
-/* Packets for one VIP that were dropped because of the lists. */
+/* Packets for one VIP that were dropped because of lists or rates. */
 struct drops {
 	__u64 denied;
 	__u64 not_allowed;
+	__u64 over_rate;
+};
+
+/* Limits of a VIP for each source and second; 0: none. */
+struct rate {
+	__u32 packets;
+	__u32 syns;
+};
+
+/* An IPv4 address, or an IPv6 /64: a host may have all addresses of one. */
+struct source {
+	__u32 slot;
+	__u8 address[16];
+};
+
+/* Packets of a source in the present window. */
+struct window {
+	__u64 begin;
+	__u32 packets;
+	__u32 syns;
 };
 
 struct mac {
@@ -263,6 +293,21 @@ struct {
 
 /* By slot. */
 struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SLOTS);
+	__type(key, __u32);
+	__type(value, struct rate);
+} rates SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_SOURCES);
+	__type(key, struct source);
+	__type(value, struct window);
+} sources SEC(".maps");
+
+/* By slot. */
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, MAX_SLOTS);
 	__type(key, __u32);
@@ -301,6 +346,8 @@ struct packet {
 	__u8 multicast;
 	__u8 v6;
 	__u8 icmp_error;
+	/* Whether it is a whole TCP header with SYN and without ACK. */
+	__u8 syn;
 	/* For a VIP: the lists that apply. */
 	__u32 access;
 };
@@ -641,7 +688,41 @@ static __always_inline __u32 in_list(const struct packet *packet, __u32 slot, __
 	return found ? *found : 0;
 }
 
-enum verdict { ALLOWED, DENIED, UNLISTED };
+/* Whether the source has sent more than its rate in the present second. Counts the packet. CPUs that
+ * begin a window at the same time may lose some of its first packets. */
+static __always_inline int exceeds_rate(const struct packet *packet)
+{
+	__u32 slot = packet->access & SLOT;
+	struct rate *rate = bpf_map_lookup_elem(&rates, &slot);
+	struct source source = { .slot = slot };
+	__u64 now = bpf_ktime_get_ns();
+	struct window *window, first = { .begin = now };
+
+	if (!rate)
+		return 0;
+	__builtin_memcpy(source.address, packet->source.address, 8);
+	if (!packet->v6)
+		__builtin_memcpy(source.address + 8, packet->source.address + 8, 8);
+	window = bpf_map_lookup_elem(&sources, &source);
+	if (!window) {
+		bpf_map_update_elem(&sources, &source, &first, BPF_ANY);
+		window = bpf_map_lookup_elem(&sources, &source);
+		if (!window)
+			return 0;
+	}
+	if (now - window->begin >= RATE_WINDOW) {
+		window->begin = now;
+		window->packets = 0;
+		window->syns = 0;
+	}
+	__sync_fetch_and_add(&window->packets, 1);
+	if (packet->syn)
+		__sync_fetch_and_add(&window->syns, 1);
+	return (rate->packets && window->packets > rate->packets) ||
+	       (packet->syn && rate->syns && window->syns > rate->syns);
+}
+
+enum verdict { ALLOWED, DENIED, UNLISTED, OVER_RATE };
 
 /* Errors about the packets of allowed clients come from any router, so allow lists leave them out. */
 static __always_inline enum verdict judge_source(const struct packet *packet)
@@ -653,12 +734,12 @@ static __always_inline enum verdict judge_source(const struct packet *packet)
 	if (lists & OWN_DENY && in_list(packet, slot, 0))
 		return DENIED;
 	if (packet->icmp_error)
-		return ALLOWED;
+		return lists & RATED && exceeds_rate(packet) ? OVER_RATE : ALLOWED;
 	if (lists & GLOBAL_ALLOW && in_list(packet, 0, 1) == NOT_ALLOWED)
 		return UNLISTED;
 	if (lists & OWN_ALLOW && in_list(packet, slot, 1) == NOT_ALLOWED)
 		return UNLISTED;
-	return ALLOWED;
+	return lists & RATED && exceeds_rate(packet) ? OVER_RATE : ALLOWED;
 }
 
 /* Whether the lists drop the packet. Counts it if so. */
@@ -675,10 +756,14 @@ static __always_inline int is_dropped(const struct packet *packet, struct counte
 		count->denied++;
 		if (drops)
 			drops->denied++;
-	} else {
+	} else if (verdict == UNLISTED) {
 		count->not_allowed++;
 		if (drops)
 			drops->not_allowed++;
+	} else {
+		count->over_rate++;
+		if (drops)
+			drops->over_rate++;
 	}
 	return 1;
 }
@@ -755,6 +840,8 @@ static __always_inline int read_packet(struct packet *packet, void *start, void 
 	}
 	packet->source.port = ports[0];
 	packet->destination.port = ports[1];
+	if (packet->source.protocol == IPPROTO_TCP && (void *)ports + 14 <= end)
+		packet->syn = (((__u8 *)ports)[13] & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	return 1;
 }
 
@@ -775,7 +862,7 @@ int holdfast_steer(struct xdp_md *ctx)
 		count->passed++;
 		return XDP_PASS;
 	}
-	if (packet.access & ANY_LIST && counter == &count->steered && is_dropped(&packet, count))
+	if (packet.access & ANY_LIMIT && counter == &count->steered && is_dropped(&packet, count))
 		return XDP_DROP;
 	(*counter)++;
 	return redirect(ctx, count);

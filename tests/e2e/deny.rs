@@ -222,3 +222,38 @@ fn sources_are_denied_and_admitted_at_run_time() {
     requests(&lab, &nat, 0, 20).assert_none_failed("after the removal");
     holdfast.stop();
 }
+
+/// A source above its rate loses packets and connections, and no other source does.
+#[test]
+fn a_source_is_held_to_its_rate() {
+    let lab = Lab::up(Topology::Stick);
+    for family in Family::ALL {
+        let (mut udp, mut tcp) = (vip("nat", family, true), vip("full_nat", family, false));
+        (udp.keys, tcp.keys) = ("rate = { packets = 20 }", "rate = { new_flows = 3 }");
+        let holdfast = Holdfast::start(&lab, &Config::new(&lab, 1, vec![udp.clone(), tcp.clone()]));
+        let bracketed = |text: String| if text.contains(':') { format!("[{text}]") } else { text };
+        let socket = |client| {
+            let local = format!("{}:0", bracketed(family.client(client)));
+            let socket = lab.udp_socket("client", local.parse().unwrap());
+            socket.set_read_timeout(Some(crate::lab::SOON)).unwrap();
+            socket.connect(format!("{}:7", bracketed(udp.address()))).unwrap();
+            socket
+        };
+        let flood = socket(0);
+        (0..200).for_each(|_| _ = flood.send(b"flood").unwrap());
+        // All clients of the lab are one source of IPv6: a /64.
+        if family == Family::V4 {
+            let other = socket(10);
+            other.send(b"honest").unwrap();
+            assert!(other.recv(&mut [0; 64]).is_ok(), "another source is served");
+        }
+        holdfast.wait_until("the flood is cut", |status| {
+            let udp = vip_of(status, &udp);
+            udp.over_rate > 50 && udp.over_rate + udp.traffic.packets_in >= 200
+        });
+        requests(&lab, &tcp, 0, 30);
+        holdfast.wait_until("new connections are cut", |status| vip_of(status, &tcp).over_rate > 3);
+        holdfast.assert_packets_accounted_for();
+        holdfast.stop();
+    }
+}

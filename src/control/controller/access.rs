@@ -11,15 +11,18 @@ use tracing::error;
 
 use super::steering::Steering;
 use super::world::World;
+use crate::config;
 use crate::control::admin::Reply;
 use crate::control::api::{DenyEntry, DenyList, DenyRequest, ListSize};
 use crate::control::denied::{Added, MAX_DENIED};
 use crate::control::events::{Kind, NewEvent};
+use crate::control::flows;
 use crate::control::list_loader::{ListLoader, Outcome};
 use crate::control::lists::Lists;
 use crate::control::refusal::Refusal;
+use crate::control::state::VipEntry;
 use crate::control::view::{AccessDrops, AccessMaps};
-use crate::net::{ListKind, Network, VipId};
+use crate::net::{ListId, ListKind, Network, VipId};
 use crate::units::Ticks;
 
 /// Longest wait of a reload for the lists; a longer change is completed after it.
@@ -260,13 +263,13 @@ fn bad(error: impl Display) -> Refusal {
 }
 
 fn target(world: &World, prefix: &str, vip: Option<&str>) -> Result<Target, Refusal> {
-    let prefix = crate::config::prefix(prefix)
-        .map_err(|(what, fix)| bad(format_args!("prefix: {what}; {fix}")))?;
+    let prefix =
+        config::prefix(prefix).map_err(|(what, fix)| bad(format_args!("prefix: {what}; {fix}")))?;
     let find = |name: &str| {
         let entry = world.registry.vip(name);
         let entry = entry.ok_or_else(|| {
             let names = world.registry.vips().iter().map(|entry| entry.config.name.clone());
-            let names = crate::control::flows::list(names);
+            let names = flows::list(names);
             let error = format!("no VIP is named {name:?}; there are: {names}");
             Refusal::new(StatusCode::NOT_FOUND, error)
         })?;
@@ -307,9 +310,8 @@ fn add(world: &mut World, for_s: Option<u64>, target: &Target) -> Result<DenyEnt
 fn own_list_refusal(world: &World, id: VipId, name: &str) -> Option<Refusal> {
     let vips: Vec<_> = world.registry.vips().iter().collect();
     let vip = vips.iter().find(|vip| vip.id == id)?;
-    let meets = |other: &&&crate::control::state::VipEntry| {
-        other.id != id && crate::config::share_lists(&vip.config, &other.config)
-    };
+    let meets =
+        |other: &&&VipEntry| other.id != id && config::share_lists(&vip.config, &other.config);
     let other = vips.iter().find(meets)?;
     let error = format!(
         "VIP {name} shares addresses with VIP {}, and has the same lists: deny the prefix at all \
@@ -322,7 +324,7 @@ fn own_list_refusal(world: &World, id: VipId, name: &str) -> Option<Refusal> {
 fn remove(world: &mut World, lists: &Lists, target: &Target) -> Result<DenyEntry, Refusal> {
     let Target { prefix, .. } = *target;
     if !world.registry.denied_mut().remove(target.id(), prefix) {
-        let list = crate::net::ListId { vip: target.id(), kind: ListKind::Deny };
+        let list = ListId { vip: target.id(), kind: ListKind::Deny };
         let is_configured = lists.get(list).is_some_and(|list| list.config.has(prefix));
         let why = if is_configured {
             "the configuration denies it: remove it there, and reload"

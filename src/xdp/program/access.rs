@@ -1,12 +1,14 @@
-//! Deny and allow lists in the form of the XDP program's maps.
+//! Deny and allow lists, and rates, in the form of the XDP program's maps.
 //!
 //! ```text
 //!  access word      of each listener and area: the lists that apply, and the VIP's slot
 //!  access           (slot, kind, family, prefix) -> listed, or "others" of an allow list
-//!  drop_counts      slot -> packets that the lists dropped
+//!  rates            slot -> limits for each source
+//!  sources          (slot, source) -> packets in the present second
+//!  drop_counts      slot -> packets that lists and rates dropped
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{MapData, MapError};
@@ -15,7 +17,7 @@ use hashbrown::HashMap;
 use super::error::{ProgramError, map_error};
 use crate::net::{
     AccessCheck, Family, ListEntry, ListKey, ListKind, Listen, ListenKey, ListsPresent, Network,
-    SteerRules, VipId, exact,
+    SourceRate, SteerRules, VipId, exact,
 };
 
 /// Bits of an access word, as in steer.bpf.c.
@@ -24,6 +26,7 @@ mod bit {
     pub const GLOBAL_ALLOW: u32 = 0x0002_0000;
     pub const OWN_DENY: u32 = 0x0004_0000;
     pub const OWN_ALLOW: u32 = 0x0008_0000;
+    pub const RATED: u32 = 0x0010_0000;
 }
 
 /// Slot of packets that may be for several VIPs, and of the lists of all VIPs.
@@ -84,11 +87,20 @@ impl Words {
 
     /// Returns the word of a listener; `None`: of packets that may be for several VIPs.
     fn word(&self, check: Option<&AccessCheck>) -> u32 {
-        let Some(AccessCheck { vip, own, .. }) = check else { return self.global | NO_VIP };
+        let Some(AccessCheck { vip, own, rate, .. }) = check else { return self.global | NO_VIP };
         let flag = |present, flag| if present { flag } else { 0 };
         let own = flag(own.deny, bit::OWN_DENY) | flag(own.allow, bit::OWN_ALLOW);
-        self.global | own | slot(*vip)
+        self.global | own | flag(rate.is_some(), bit::RATED) | slot(*vip)
     }
+}
+
+/// Returns the limits for each source by slot: packets, SYNs.
+pub(super) fn rates(rules: &SteerRules) -> BTreeMap<u32, [u32; 2]> {
+    let rate = |check: &AccessCheck| {
+        let SourceRate { packets, new_flows } = check.rate?;
+        Some((slot(check.vip), [packets, new_flows]))
+    };
+    rules.checks.iter().filter_map(rate).collect()
 }
 
 fn global(present: ListsPresent) -> u32 {

@@ -15,10 +15,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{Array, HashMap, MapData, MapError};
 use aya::{Ebpf, Pod};
 
-use super::access::Words;
+use super::access::{Words, rates};
 use super::error::{ProgramError, map, map_error};
 use crate::net::{
     Address, Listen, ListenKey, MAX_STEERED, Network, PortRange, Protocol, SteerRules,
@@ -65,6 +65,8 @@ pub(super) struct Rules {
     returns: BTreeMap<ServiceKey, u32>,
     return_addresses: BTreeMap<AddressKey, Area>,
     locals: BTreeMap<AddressKey, u32>,
+    /// Limits for each source, by slot: packets, SYNs.
+    rates: BTreeMap<u32, [u32; 2]>,
     groups: Groups,
 }
 
@@ -200,6 +202,7 @@ impl Rules {
         let mut new = Self {
             vips: rules.vips.iter().map(|key| (service(key), words.of_key(key))).collect(),
             returns: rules.returns.iter().map(|key| (service(key), 1)).collect(),
+            rates: rates(rules),
             locals: rules.locals.iter().map(|address| (address.octets(), 1)).collect(),
             ..Self::default()
         };
@@ -249,6 +252,8 @@ impl Rules {
         ebpf: &mut Ebpf,
         interface: &str,
     ) -> Result<(), ProgramError> {
+        // Before the access words that refer to them; a limit without such a word has no effect.
+        set_rates(&wanted.rates, &mut self.rates, ebpf, interface)?;
         for adding in [true, false] {
             let mut maps = Maps { ebpf, interface, adding };
             maps.hash("locals", MAX_LOCALS, &wanted.locals, &mut self.locals)?;
@@ -268,6 +273,27 @@ impl Rules {
         self.groups = wanted.groups;
         Ok(())
     }
+}
+
+/// Sets the limits that differ from those in the map.
+fn set_rates(
+    wanted: &BTreeMap<u32, [u32; 2]>,
+    loaded: &mut BTreeMap<u32, [u32; 2]>,
+    ebpf: &mut Ebpf,
+    interface: &str,
+) -> Result<(), ProgramError> {
+    let new: Vec<_> =
+        wanted.iter().filter(|(slot, rate)| loaded.get(*slot) != Some(*rate)).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let rates = map(ebpf, "rates").and_then(Array::<_, [u32; 2]>::try_from);
+    let mut rates = rates.map_err(map_error(interface, "change entries", "rates"))?;
+    for (slot, rate) in new {
+        rates.set(*slot, rate, 0).map_err(map_error(interface, "change an entry", "rates"))?;
+        loaded.insert(*slot, *rate);
+    }
+    Ok(())
 }
 
 /// Returns the flags and port ranges by address of a NAT backend.
