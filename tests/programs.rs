@@ -40,6 +40,7 @@ const RUNS: [(&str, &[&str]); 10] = [
             "scripts/guest",
             "scripts/trafficgen",
             "scripts/bench",
+            "scripts/fuzz",
             "benches/instructions",
             "build.rs",
             ".ci",

@@ -337,8 +337,9 @@ fn privileges(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
     let effective = machine.capabilities.unwrap_or(u64::MAX);
     let has = |number: u8| effective & (1 << number) != 0;
     for Needed { number, name, purpose } in NEEDED {
-        let (locks, stands_for) = (name == "CAP_IPC_LOCK", matches!(number, 38 | 39));
-        if !locks && !has(number) && !(stands_for && has(CAP_SYS_ADMIN)) {
+        let locks = name == "CAP_IPC_LOCK";
+        let is_there = has(number) || (matches!(number, 38 | 39) && has(CAP_SYS_ADMIN));
+        if !locks && !is_there {
             let what = format!("{name} is missing: it is needed to {purpose}");
             let fix = format!(
                 "run as root, or add it (systemd: AmbientCapabilities={name}); --offline checks \

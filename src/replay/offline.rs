@@ -97,6 +97,11 @@ impl Offline {
         &self.stats
     }
 
+    /// Returns the number of frames that the worker owns, in its rings too.
+    pub(super) fn frames(&self) -> usize {
+        self.worker.frames()
+    }
+
     /// Returns the worker's time.
     pub(super) fn now(&self) -> Ticks {
         self.now

@@ -14,7 +14,7 @@ use crate::config::{Config, Neighbours};
 use crate::datapath::fragments::PATIENCE;
 use crate::forwarding::explain::{Step, Trace, Wait};
 use crate::net::NicIndex;
-use crate::stats::{Drop, LocalReply};
+use crate::stats::{Drop, LocalReply, WorkerStats};
 use crate::units::{TICK_MS, Ticks};
 use crate::xdp::steer::{SteerModel, Steered};
 
@@ -57,6 +57,16 @@ impl Replay {
     /// Returns the names of the NICs, by `NicIndex`.
     pub fn interfaces(&self) -> &[String] {
         &self.counters.names().nics
+    }
+
+    /// Returns the worker's counters.
+    pub fn stats(&self) -> &WorkerStats {
+        self.offline.stats()
+    }
+
+    /// Returns the number of frames of the worker and of the rings: a constant.
+    pub fn frames(&self) -> usize {
+        self.offline.frames()
     }
 
     /// Replays the next packet. The verdict on a parked fragment is [`Verdict::Parked`];

@@ -75,6 +75,18 @@ fn unprivileged<'a>(capabilities: &'a str, binary: &'a str) -> Vec<&'a str> {
     [&user[..], &rights, &["--bounding-set", capabilities, binary]].concat()
 }
 
+/// Asserts that other programs of the user see no thread's environment, for which they have to be
+/// permitted to trace it (`environ_open`, fs/proc/base.c).
+fn assert_not_traced(lab: &Lab, pid: u32) {
+    let user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    for thread in threads.map(|entry| entry.unwrap().path()) {
+        let file = thread.join("environ").to_str().unwrap().to_owned();
+        let error = failed("a trace", &lab.try_run("lb", &[&user[..], &["cat", &file]].concat()));
+        assert_says(&error, &["Permission denied"]);
+    }
+}
+
 /// The capabilities that docs/OPERATIONS.md lists ("Kernel") suffice for another user, and each is
 /// needed.
 #[test]
@@ -112,6 +124,7 @@ fn the_documented_capabilities_are_those_that_are_needed() {
     let holdfast = Holdfast::start_by(&lab, &config, start(), log.into());
     requests(&lab, &nat, 0, 50).assert_none_failed("without root");
     assert_confined(holdfast.pid(), "2");
+    assert_not_traced(&lab, holdfast.pid());
     holdfast.kill();
 
     // It finds its own XDP program on the NIC, and takes its place.
@@ -127,7 +140,9 @@ fn the_documented_capabilities_are_those_that_are_needed() {
         let less = without(Some(name));
         let line = [&["timeout", "20"], &unprivileged(&less, binary)[..], &run].concat();
         let error = failed(&format!("a start without {name}"), &lab.try_run("lb", &line));
-        assert_says(&error, &[&format!("CAP_{}", name.to_uppercase())]);
+        let name = format!("CAP_{}", name.to_uppercase());
+        let missing = format!("{name} is missing");
+        assert_says(&error, &[&missing, &format!("AmbientCapabilities={name}")]);
         assert_untouched(&lab);
     }
 }
