@@ -13,15 +13,12 @@ use std::time::Duration;
 
 use holdfast::config::{self, Config};
 use holdfast::control::state::Registry;
-use holdfast::control::{
-    self, AccessDrops, AccessMaps, AttachedView, HandOver, Inputs, NicNow, NicView, Signal,
-    SocketStatistics, SteerCounters, SteeringProgram, WorkerView,
-};
+use holdfast::control::{self, HandOver, Inputs, NicView, Signal, WorkerView};
 use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::{ForwardingTable, Local};
-use holdfast::net::{ListEntry, ListKey, NicIndex, SteerRules, TableSecret, VipId};
+use holdfast::net::TableSecret;
 use holdfast::privileges::Kept;
 use holdfast::stats::WorkerStats;
 use holdfast::units::Ticks;
@@ -46,6 +43,11 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+#[path = "support/no_steering.rs"]
+mod no_steering;
+
+use no_steering::NoSteering;
+
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
@@ -59,65 +61,6 @@ const WARM: u32 = 30;
 const COMPARED: u32 = 100;
 /// Bytes that one removal may leave: a fifth of the size of an index for each.
 const BYTES_PER_REMOVAL: usize = 32;
-
-struct NoSteering;
-
-/// Lists of no program.
-struct NoLists;
-
-impl AccessMaps for NoLists {
-    fn insert(&mut self, _key: &ListKey, _entry: ListEntry) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn remove(&mut self, _key: &ListKey) -> Result<(), String> {
-        Ok(())
-    }
-}
-
-impl SteeringProgram for NoSteering {
-    fn sync(&mut self, _rules: &SteerRules) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn attach(&mut self) -> Result<Vec<AttachedView>, String> {
-        Ok(Vec::new())
-    }
-
-    fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
-        SteerCounters::default()
-    }
-
-    fn access_drops(&mut self, _vip: VipId) -> AccessDrops {
-        AccessDrops::default()
-    }
-
-    fn take_lists(&mut self) -> Result<Box<dyn AccessMaps>, String> {
-        Ok(Box::new(NoLists))
-    }
-
-    fn socket_statistics(&mut self, _nic: NicIndex) -> SocketStatistics {
-        SocketStatistics::default()
-    }
-
-    fn nic_now(&mut self, _nic: NicIndex) -> Result<NicNow, String> {
-        Err("not looked at here".to_owned())
-    }
-
-    fn attach_again(&mut self, _nic: NicIndex) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn guard_again(&mut self, _nic: NicIndex, _ifindex: u32) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn set_mac(&mut self, _nic: NicIndex, _mac: [u8; 6]) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn leave(&mut self) {}
-}
 
 /// One VIP, with other backends in every round, none of which existed before.
 fn file(round: u32) -> Config {

@@ -523,10 +523,8 @@ mod tests {
         let mut before = Scene::new(&[hop(0, 1)]);
         assert_eq!(before.replaced(0, &[(1, 1, 1, Good)]), None);
         let known = before.routers.known(&before.in_use);
-        assert_eq!(
-            known,
-            [KnownRouter { used: before.in_use[0], addresses: vec![(1, address(1))] }]
-        );
+        let used = ClientHop { hop: hop(0, 1), client: CLIENT };
+        assert_eq!(known, [KnownRouter { used, addresses: vec![(1, address(1))] }]);
         let rows = [(1, 1, 2, Good)];
         let mut after = Scene::new(&[]);
         after.routers = Routers::restore(&known, after.start);

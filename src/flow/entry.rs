@@ -393,7 +393,6 @@ impl Pin {
 }
 
 /// Returns the sequence number in a `created` word.
-#[expect(clippy::cast_possible_truncation, reason = "a field is cut out of a word")]
 pub(super) const fn sequence_of(created: u64) -> Option<u32> {
     if created & SEQUENCE != 0 { Some((created >> 32) as u32) } else { None }
 }

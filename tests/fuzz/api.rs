@@ -12,18 +12,17 @@ use std::time::Duration;
 
 use holdfast::config::{self, Config};
 use holdfast::control::state::Registry;
-use holdfast::control::{
-    self, AttachedView, Inputs, NicNow, NicView, SocketStatistics, SteerCounters, SteeringProgram,
-    WorkerView,
-};
+use holdfast::control::{self, HandOver, Inputs, NicView, WorkerView};
 use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::{ForwardingTable, Local};
-use holdfast::net::{NicIndex, SteerRules, TableSecret};
+use holdfast::net::TableSecret;
 use holdfast::privileges::Kept;
 use holdfast::stats::WorkerStats;
 use holdfast::units::Ticks;
+
+use super::no_steering::NoSteering;
 
 /// Longer than any answer takes, and than the time-out of a header.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -128,43 +127,8 @@ fn inputs(socket: &Path) -> Inputs {
         clock: Arc::new(|| Ticks(0)),
         explain: Arc::new(|_, _| Err("nothing is forwarded here".to_owned())),
         privileges: Kept::default(),
+        hand_over: HandOver::default(),
         // The control thread ends when the sender does.
         ready: Box::new(move || std::mem::forget(sender)),
-    }
-}
-
-struct NoSteering;
-
-impl SteeringProgram for NoSteering {
-    fn sync(&mut self, _rules: &SteerRules) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn attach(&mut self) -> Result<Vec<AttachedView>, String> {
-        Ok(Vec::new())
-    }
-
-    fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
-        SteerCounters::default()
-    }
-
-    fn socket_statistics(&mut self, _nic: NicIndex) -> SocketStatistics {
-        SocketStatistics::default()
-    }
-
-    fn nic_now(&mut self, _nic: NicIndex) -> Result<NicNow, String> {
-        Err("not looked at here".to_owned())
-    }
-
-    fn attach_again(&mut self, _nic: NicIndex) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn guard_again(&mut self, _nic: NicIndex, _ifindex: u32) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn set_mac(&mut self, _nic: NicIndex, _mac: [u8; 6]) -> Result<(), String> {
-        Ok(())
     }
 }

@@ -20,6 +20,8 @@ mod bytes;
 mod checksum;
 mod fragments;
 mod memory;
+#[path = "../support/no_steering.rs"]
+mod no_steering;
 mod player;
 mod quic;
 mod text;
