@@ -33,6 +33,9 @@ class Actions:
         self.holdfast.begin()
         self.holdfast.wait_up()
 
+    def handover(self):
+        self.holdfast.hand_over()
+
     def drain(self):
         vip, backend = self.draw.choice(self.config.vips()), self.draw.choice(BACKENDS)
         if (vip, backend) in self.config.without:
@@ -121,5 +124,5 @@ def flood(lab, kind, address, port, rate, seconds):
     return lab.run("router", ["/usr/bin/python3", script, kind, "eth0", mac, address, port, str(rate), str(seconds)])
 
 
-NAMES = ["restart", "kill", "drain", "reload", "rename", "remove", "backend", "link", "neighbours", "router", "mac",
-         "program", "flood"]
+NAMES = ["restart", "kill", "handover", "drain", "reload", "rename", "remove", "backend", "link", "neighbours",
+         "router", "mac", "program", "flood"]

@@ -108,6 +108,8 @@ class Connection:
             raise Broken(f"download: {status}, {len(body)} bytes")
 
     async def upload(self):
+        # The answer that names the backend.
+        await self.ask()
         steps = int(self.seconds / PAUSE_S)
         size = PART // steps
         whole = self.traffic.part[: size * steps]
