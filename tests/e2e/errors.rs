@@ -40,7 +40,9 @@ fn a_nic_that_cannot_be_used() {
 fn a_second_process_is_refused_and_the_first_goes_on() {
     let lab = Lab::up(Topology::Stick);
     let nat = vip("nat", Family::V4, false);
-    let config = Config::new(&lab, 2, vec![nat.clone()]);
+    // With a state, it would take over from the first.
+    let more = "[state]\ndirectory = \"none\"\n".to_owned();
+    let config = Config { more, ..Config::new(&lab, 2, vec![nat.clone()]) };
     let first = Holdfast::start(&lab, &config);
 
     assert_says(&Holdfast::start_fails(&lab, &config), &[&config.socket]);

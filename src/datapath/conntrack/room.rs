@@ -161,12 +161,11 @@ impl Tables {
         let free = u64::try_from(self.snat_allocator.free(family)).unwrap_or(u64::MAX);
         let capacity = free.saturating_add(context.stats.snat_ports(family).get());
         let stock = Stock { capacity, share: |shares| shares.snat_ports, context };
-        let below = stock.is_below(packet.vip, free);
-        let may_take = stock.is_plenty(packet.vip, free)
-            || self.make_port_room(packet.vip, family, !below, &stock)
-            || below;
-        if !may_take {
-            return Err(Drop::NoSourcePort);
+        if !stock.is_plenty(packet.vip, free) {
+            let below = stock.is_below(packet.vip, free);
+            if !self.make_port_room(packet.vip, family, !below, &stock) && !below {
+                return Err(Drop::NoSourcePort);
+            }
         }
         snat::bind(&mut self.snat_allocator, packet, backend, context)
     }
