@@ -281,6 +281,8 @@ fn refuse_change(request: Request, handing_over: &HandingOver) -> Option<Request
         Request::Drain(_, reply) => _ = reply.send(Err(refusal)),
         Request::Undrain(_, reply) => _ = reply.send(Err(refusal)),
         Request::Reload(_, reply) => _ = reply.send(Err(refusal)),
+        Request::Deny(_, reply) => _ = reply.send(Err(refusal)),
+        Request::Undeny(_, reply) => _ = reply.send(Err(refusal)),
         other => return Some(other),
     }
     None

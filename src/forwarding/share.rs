@@ -13,6 +13,10 @@ pub const WHOLE: u32 = 1_000_000;
 /// any single VIP.
 const COMMON: u32 = WHOLE / 4;
 
+/// What shares that are set leave to the VIPs that have none, even if more than the whole is
+/// guaranteed then.
+const LEAST: u32 = WHOLE / 20;
+
 /// Share of a VIP, in parts per million.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share {
@@ -93,11 +97,12 @@ impl Group {
     }
 
     fn share(&self, spec: &VipSpec) -> Share {
-        let set = self.set.min(WHOLE);
-        let common = if self.unset == 0 { 0 } else { COMMON.min(WHOLE - set) };
+        let rest = WHOLE.saturating_sub(self.set);
+        let common = if self.unset == 0 { 0 } else { rest.clamp(LEAST, COMMON) };
+        let set = self.set.min(WHOLE - common);
         let own = match spec.policy.table_share {
             _ if !has_flows(spec) => 0,
-            Some(share) => share.min(set),
+            Some(share) => share.min(WHOLE),
             None => common / self.unset.max(1),
         };
         Share { own, others: (set + common).saturating_sub(own) }
@@ -162,6 +167,16 @@ mod tests {
         let own: Vec<u32> = shares(&specs).iter().map(|shares| shares.flows.own).collect();
         assert_eq!(own, [800_000, 100_000, 100_000]);
         assert!(shares(&specs).iter().all(|shares| shares.flows.guaranteed(1000) == 1000));
+    }
+
+    #[test]
+    fn shares_of_the_whole_leave_something_to_the_others() {
+        let specs =
+            [Some(500_000), Some(500_000), None].map(|share| vip("192.0.2.1", Forward::Dsr, share));
+        let own: Vec<u32> = shares(&specs).iter().map(|shares| shares.flows.own).collect();
+        assert_eq!(own, [500_000, 500_000, 50_000]);
+        let last = shares(&specs)[2].flows;
+        assert!(last.is_plenty(1000, 1000) && last.is_below(1000, 0));
     }
 
     /// Whatever the order of new and ended flows, a VIP below its share finds room, and one alone

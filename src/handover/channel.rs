@@ -76,7 +76,9 @@ impl Listener {
 
     /// Waits for the next connection of a process of this user or of root.
     pub(super) fn accept(&self) -> Result<Channel, ChannelError> {
-        Channel::over(accept_with(&self.0, SocketFlags::CLOEXEC)?)
+        let socket = accept_with(&self.0, SocketFlags::CLOEXEC)?;
+        // The listener is good, whatever has become of the other process.
+        Channel::over(socket).map_err(|error| ChannelError::Failed(error.to_string()))
     }
 }
 

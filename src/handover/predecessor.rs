@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
@@ -16,8 +16,12 @@ use super::message::{Files, Hello, Offer, OfferedQueue, OfferedWorker, PROTOCOL,
 use super::supervisor;
 use crate::control::hand_over::{self, Outcome};
 use crate::control::reload::FixedKey;
+use crate::format::reason;
 use crate::workers::Threads;
 use crate::xdp::umem::Umem;
+
+/// Pause after an error of the listening socket, such as too many open files.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// What another process gets.
 pub struct Estate {
@@ -78,37 +82,52 @@ impl Predecessor {
         threads: Arc<Threads>,
     ) -> io::Result<mpsc::Receiver<hand_over::Step>> {
         let listener = Listener::open(path)?;
+        let path = path.to_owned();
         let (steps, receiver) = mpsc::channel(1);
         let this = Self { estate, threads, steps };
-        thread::Builder::new().name("hand-over".to_owned()).spawn(move || this.serve(&listener))?;
+        let serve = move || this.serve(&path, listener);
+        thread::Builder::new().name("hand-over".to_owned()).spawn(serve)?;
         Ok(receiver)
     }
 
-    fn serve(&self, listener: &Listener) {
+    fn serve(&self, path: &Path, mut listener: Listener) {
         // The control thread has ended with its receiver.
         while !self.steps.is_closed() {
             match listener.accept() {
-                Ok(channel) => self.hand_over(&channel),
+                Ok(channel) if self.hand_over(&channel) => return,
+                Ok(_) => {
+                    // The other process may have put its own socket there.
+                    match Listener::open(path) {
+                        Ok(opened) => listener = opened,
+                        Err(error) => warn!("{}: {}", path.display(), reason(&error)),
+                    }
+                }
                 Err(error @ ChannelError::Os(_)) => {
-                    warn!("no hand-over from now on: {error}");
-                    return;
+                    warn!("hand-over: {error}; tried again after a second");
+                    thread::sleep(RETRY);
                 }
                 Err(error) => debug!("hand-over: {error}"),
             }
         }
     }
 
-    fn hand_over(&self, channel: &Channel) {
-        if let Err(End::Cancelled(error)) = self.attempt(channel) {
-            // The other process may have ended.
-            let _ = channel.step(&Step::Failed(error.to_string()));
-            let reason = error.to_string();
-            let _ = self.steps.blocking_send(hand_over::Step::Cancel { reason });
+    /// Hands over to the process at the other end, if possible; returns whether this one ends.
+    fn hand_over(&self, channel: &Channel) -> bool {
+        match self.attempt(channel) {
+            Ok(handed_over) => handed_over,
+            Err(End::Cancelled(error)) => {
+                // The other process may have ended.
+                let _ = channel.step(&Step::Failed(error.to_string()));
+                let reason = error.to_string();
+                let _ = self.steps.blocking_send(hand_over::Step::Cancel { reason });
+                false
+            }
+            Err(End::Decided) => false,
         }
     }
 
-    /// Hands over to the process at the other end.
-    fn attempt(&self, channel: &Channel) -> Result<(), End> {
+    /// Hands over to the process at the other end; returns whether it goes on there.
+    fn attempt(&self, channel: &Channel) -> Result<bool, End> {
         let (hello, _): (Hello, _) = channel.receive(limits::MESSAGE)?;
         if let Err(reason) = self.begin(&hello, channel.peer()) {
             channel.send(&Reply::Refused(reason), &[])?;
@@ -123,12 +142,13 @@ impl Predecessor {
         self.steps.blocking_send(hold).map_err(|_| ended(()))?;
         held.blocking_recv().map_err(|_| ended(()))?;
         let outcome = self.switch(channel);
-        if matches!(outcome, Outcome::HandedOver { .. }) {
+        let handed_over = matches!(outcome, Outcome::HandedOver { .. });
+        if handed_over {
             supervisor::main_process_is(channel.peer());
         }
         // The control thread waits for it.
         let _ = decide.send(outcome);
-        Ok(())
+        Ok(handed_over)
     }
 
     /// Makes the control thread prepare for a hand-over.
@@ -176,10 +196,9 @@ impl Predecessor {
         if !self.threads.pause(limits::WORKERS) {
             let reason = "a worker does not stop";
             let _ = channel.step(&Step::Failed(reason.to_owned()));
-            return match self.threads.run(limits::WORKERS) {
-                true => Outcome::GoesOn(reason.to_owned()),
-                false => Outcome::Failed(reason.to_owned()),
-            };
+            // A worker that is late goes on with the others, and need not stop before.
+            self.threads.run(limits::WORKERS);
+            return Outcome::GoesOn(reason.to_owned());
         }
         let done = channel
             .step(&Step::Stopped)

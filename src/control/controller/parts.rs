@@ -46,17 +46,18 @@ pub(super) struct Parts {
 impl Parts {
     /// Publishes the table first, then sets the rules of the XDP program and attaches it, and then
     /// announces the addresses.
-    /// If another process forwards until now, it hands over after the first step.
+    /// If another process forwards until now, it hands over before the attachment: it goes on if a
+    /// step before that fails.
     pub(super) async fn start(&mut self, take_over: Option<TakeOver>) -> Result<(), ControlError> {
         self.settle().await;
         self.world.publish();
-        if let Some(take_over) = take_over {
-            take_over().map_err(ControlError::NotTakenOver)?;
-        }
         self.steering.start(&self.world).map_err(ControlError::Steering)?;
         // Before the first packet: no client may have a moment's access.
         self.access.index(&self.world, &mut self.steering);
         self.access.start(&self.world).await.map_err(ControlError::Steering)?;
+        if let Some(take_over) = take_over {
+            take_over().map_err(ControlError::NotTakenOver)?;
+        }
         let attached = self.steering.attach().map_err(ControlError::Attach)?;
         self.nics.attached(attached, &self.world.nics);
         self.health.sync(&self.world.registry);

@@ -86,8 +86,10 @@ impl Tables {
         context: &Context<'_>,
     ) -> bool {
         let stock = self.entries(context);
-        let guaranteed = stock.share(vip).guaranteed(stock.capacity);
-        self.free(flow) > guaranteed.max(stock.capacity / 8)
+        let (eighth, guaranteed) =
+            (stock.capacity / 8, stock.share(vip).guaranteed(stock.capacity));
+        // VIPs may have the whole table for their shares.
+        self.free(flow) > guaranteed.clamp(eighth, stock.capacity - eighth)
     }
 
     /// Adds a pin.
