@@ -42,7 +42,7 @@ mod e2e {
     mod random_packets;
     mod reload;
     mod resets;
-    mod restart;
+    pub mod restart;
     mod routers;
     mod signals;
     mod sticky;

@@ -79,9 +79,9 @@ pub struct SteerCounters {
 /// Packets for a VIP that the XDP program dropped because of the lists.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AccessDrops {
-    /// Packets whose source a deny list has.
+    /// Packets from sources in a deny list.
     pub denied: u64,
-    /// Packets whose source an allow list lacks.
+    /// Packets from sources that an allow list lacks.
     pub not_allowed: u64,
     /// Packets above the rate of their source.
     pub over_rate: u64,

@@ -60,7 +60,7 @@
 #define MAX_LISTED 2097152
 /* One for each VIP, and 0. */
 #define MAX_SLOTS 4097
-/* Sources whose rates are known; a new one takes the place of the least recently seen. */
+/* Sources with known rates; a new one takes the place of the least recently seen. */
 #define MAX_SOURCES 65536
 /* Time over which packets are counted, in nanoseconds. */
 #define RATE_WINDOW 1000000000ULL

@@ -5,35 +5,10 @@ use std::time::Duration;
 
 use holdfast::control::api::{BackendState, HealthState};
 
+use super::restart::{EACH, assert_whole, vips};
 use crate::lab::{
-    BACKENDS, Config, Family, Holdfast, Lab, Topology, Transferred, Vip, conversation, requests,
-    transfers, tunnel, vip,
+    BACKENDS, Config, Family, Holdfast, Lab, Topology, conversation, requests, transfers, vip,
 };
-
-/// VIPs of every mode and family. `round_robin` does not find the backend of a flow without its pin.
-fn vips() -> Vec<Vip> {
-    let mut vips = Vec::new();
-    for family in Family::ALL {
-        vips.extend(["dsr", "nat", "full_nat"].map(|forward| vip(forward, family, false)));
-        vips.push(tunnel("ipip", family, family));
-    }
-    for vip in &mut vips {
-        vip.keys = "scheduler = \"round_robin\"";
-    }
-    vips
-}
-
-/// Connections to each VIP.
-const EACH: usize = 12;
-
-fn assert_whole(result: &Transferred, holdfast: &Holdfast<'_>) {
-    println!("longest time to an answer: {} ms", result.gap_ms);
-    for line in holdfast.log().lines().filter(|line| line.contains("nothing was forwarded for")) {
-        println!("{line}");
-    }
-    assert_eq!(result.transfers, 8 * EACH);
-    assert_eq!(result.broken, [] as [String; 0], "{}", holdfast.log());
-}
 
 /// A second `holdfast run`, and SIGUSR2, in turn.
 #[test]

@@ -14,7 +14,7 @@ use crate::lab::{
 };
 
 /// VIPs of every mode and family. `round_robin` does not find the backend of a flow without its pin.
-fn vips() -> Vec<Vip> {
+pub fn vips() -> Vec<Vip> {
     let mut vips = Vec::new();
     for family in Family::ALL {
         vips.extend(["dsr", "nat", "full_nat"].map(|forward| vip(forward, family, false)));
@@ -27,10 +27,14 @@ fn vips() -> Vec<Vip> {
 }
 
 /// Connections to each VIP.
-const EACH: usize = 12;
+pub const EACH: usize = 12;
 
-fn assert_whole(result: &Transferred, holdfast: &Holdfast<'_>) {
+/// Asserts that no connection broke; prints the gaps.
+pub fn assert_whole(result: &Transferred, holdfast: &Holdfast<'_>) {
     println!("longest time to an answer: {} ms", result.gap_ms);
+    for line in holdfast.log().lines().filter(|line| line.contains("nothing was forwarded for")) {
+        println!("{line}");
+    }
     assert_eq!(result.transfers, 8 * EACH);
     assert_eq!(result.broken, [] as [String; 0], "{}", holdfast.log());
 }

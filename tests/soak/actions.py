@@ -57,7 +57,7 @@ class Actions:
         self._reload()
 
     def remove(self):
-        """Removes a backend of a VIP, whose connections are reset (`on_remove`), or adds it again."""
+        """Removes a backend of a VIP, which resets its connections (`on_remove`), or adds it again."""
         vip, backend = self.draw.choice(self.config.vips()), "b3"
         begin = time.monotonic()
         if (vip, backend) in self.config.without:

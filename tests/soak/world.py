@@ -198,7 +198,3 @@ class Holdfast:
         if code != 0:
             raise Failed(f"holdfast has ended with {code} after a hand-over")
         self.wait_up()
-
-    def rss_kb(self):
-        text = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
-        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS"))

@@ -132,7 +132,7 @@ impl Access {
         self.follow(world);
     }
 
-    /// Ends prefixes whose time is over.
+    /// Ends prefixes after their time.
     pub(super) fn advance(&mut self, world: &mut World, steering: &mut Steering, now: Instant) {
         let ended = world.registry.denied_mut().expire(now);
         if ended.is_empty() {
