@@ -149,9 +149,8 @@ impl Moment {
     /// Translates from the data path's clock. A point before the start of the control thread's
     /// clock becomes its present.
     pub fn instant_at(&self, at: Ticks) -> Instant {
-        let ahead = at.since(self.ticks);
-        if ahead.0 > 0 {
-            return self.instant + ahead.duration();
+        if self.ticks.is_before(at) {
+            return self.instant + at.since(self.ticks).duration();
         }
         let ago = self.ticks.since(at).duration();
         self.instant.checked_sub(ago).unwrap_or(self.instant)

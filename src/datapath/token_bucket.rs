@@ -27,3 +27,20 @@ impl TokenBucket {
         self.used += COST;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_bucket_is_full_after_any_long_time() {
+        for days in [1, 200, 300, 400] {
+            let (mut bucket, now) = (TokenBucket::default(), Ticks(77));
+            while bucket.refresh(10, 50, now) {
+                bucket.take();
+            }
+            let later = now.after(Ticks(days * 24 * 3600 * 100));
+            assert!(bucket.refresh(10, 50, later), "after {days} days");
+        }
+    }
+}

@@ -538,6 +538,7 @@ mod tests {
         let end = NOW.after(TIMEOUT);
         assert!(table.knows(&key(1), end) && !table.knows(&key(1), end.after(Ticks(1))));
         assert_eq!(table.record(&key(1), head(5), 800, end.after(Ticks(1))), Ok(()));
+        assert!(!table.knows(&key(1), end.after(Ticks(300 * 24 * 3600 * 100))), "300 days later");
     }
 
     #[test]

@@ -107,6 +107,8 @@ mod tests {
         assert_eq!(paths.learnt(path, later.after(LIFETIME)), None);
         paths.learn(path, 1450, later.after(LIFETIME));
         assert_eq!(paths.learnt(path, later.after(LIFETIME)), Some(1450));
+        let next_year = later.after(Ticks(300 * 24 * 3600 * 100));
+        assert_eq!(paths.learnt(path, next_year), None);
     }
 
     #[test]

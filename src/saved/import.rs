@@ -138,7 +138,7 @@ impl Import<'_> {
         let hashed: HashedKey = secret.hash(key.into());
         // Two workers may have pinned one flow, one after the other: the newer pin holds.
         if let Some((slot, other)) = writer.table().lookup(&hashed) {
-            if pin.created.since(other.created).0 == 0 {
+            if !other.created.is_before(pin.created) {
                 return;
             }
             writer.remove(slot);

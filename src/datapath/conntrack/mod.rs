@@ -408,7 +408,7 @@ impl Conntrack {
     ) -> Option<Result<NextHop, Untracked<'t>>> {
         let own = self.tables.writer.table().read(slot)?.pin;
         let found = self.find_answered(flow, origin, context)?;
-        let newer = own.created.since(found.0.pin.created) == Ticks(0);
+        let newer = !found.0.pin.created.is_before(own.created);
         newer.then(|| self.answer_remote(flow, found, packet, context))
     }
 
