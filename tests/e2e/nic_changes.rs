@@ -136,8 +136,11 @@ fn queues_that_no_socket_serves_are_reported_or_served_by_a_start() {
     assert_eq!(holdfast.status().nics[0].queues, [0, 1]);
     holdfast.stop();
 
-    // An operator who selects queues decides about others.
-    lab.run("lb", &["ethtool", "-L", "eth0", "rx", "1"]);
+    // An operator who selects queues decides about others. The kernel gives up the queues of an ended
+    // process some time later (xp_release_deferred in net/xdp/xsk_buff_pool.c).
+    wait_for("the queue is given up", SOON, || {
+        lab.try_run("lb", &["ethtool", "-L", "eth0", "rx", "1"]).status.success()
+    });
     let selected = Config { nic_keys: "queues = [0]", ..all };
     let holdfast = Holdfast::start(&lab, &selected);
     assert_faults(&holdfast, &[]);
