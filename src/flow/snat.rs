@@ -47,9 +47,6 @@ const NUMBERED: u64 = 1 << 8;
 const ACKNOWLEDGED: u64 = 2 << 8;
 /// Flag: [`SnatFlow::answered`].
 const ANSWERED: u64 = 4 << 8;
-/// Ports in use that a new flow passes over at most: bounds its cost to some ten microseconds. Only
-/// after a hand-over are there any in the queue.
-const TRIES: u32 = 1024;
 /// Lowest bit of `notified`: the pin's owner was notified. The time has a resolution of two ticks.
 const NOTIFIED: u64 = 1;
 
@@ -270,13 +267,6 @@ impl SnatTable {
         )
     }
 
-    /// Whether a port is free, for its owner.
-    #[inline]
-    fn is_free(&self, id: SnatPort) -> bool {
-        let [_, _, _, _, _, Some(ports), ..] = self.words(id) else { return false };
-        ports.load(Ordering::Relaxed) == 0
-    }
-
     #[inline]
     fn words(&self, id: SnatPort) -> [Option<&AtomicU64>; 8] {
         self.slot(id).map_or([None; 8], |slot| slot.words.each_ref().map(Some))
@@ -342,6 +332,14 @@ fn decode(words: &[u64; 8]) -> Option<SnatFlow> {
     Some(SnatFlow { flow, backend, return_hop: ReturnHop(return_hop), isn, answered, acknowledged })
 }
 
+/// Returns a queue of ports that begins with the `turn`th one, counted in rounds.
+fn turned(mut ports: VecDeque<SnatPort>, turn: u64) -> VecDeque<SnatPort> {
+    let len = u64::try_from(ports.len()).unwrap_or(u64::MAX).max(1);
+    // Less than its length.
+    ports.rotate_left(usize::try_from(turn % len).unwrap_or_default());
+    ports
+}
+
 /// The free SNAT ports of a worker. Methods take the table, which the worker shares.
 #[derive(Debug)]
 pub struct SnatAllocator {
@@ -360,29 +358,31 @@ impl SnatAllocator {
     pub fn new(snat_table: &SnatTable, worker: u8, secret: &TableSecret) -> Self {
         let mine = |family| {
             let all = snat_table.sources.of_worker(worker, snat_table.workers, family);
-            let mut all: VecDeque<SnatPort> =
-                all.filter(|&id| snat_table.read(id).is_none()).collect();
-            let turn = secret.hash_words::<16>(&[worker.into(), family.is_v4().into()]);
-            let len = u64::try_from(all.len()).unwrap_or(u64::MAX).max(1);
-            // Less than its length.
-            all.rotate_left(usize::try_from(turn % len).unwrap_or_default());
-            all
+            let free = all.filter(|&id| snat_table.read(id).is_none()).collect();
+            turned(free, secret.hash_words::<16>(&[worker.into(), family.is_v4().into()]))
         };
         Self { v4: mine(Family::V4), v6: mine(Family::V6), hand: 0 }
     }
 
-    /// Takes all ports of a worker, free or not, in any order: [`SnatAllocator::bind`] passes over
-    /// those in use, which come back when they are released. Reads no entry.
-    pub fn of_all(snat_table: &SnatTable, worker: u8, turn: u64) -> Self {
+    /// Takes the ports of a worker that are not among `used`, from the `turn`th on. Reads no entry.
+    pub fn without(
+        snat_table: &SnatTable,
+        worker: u8,
+        used: impl IntoIterator<Item = SnatPort>,
+        turn: u64,
+    ) -> Self {
+        let sources = &snat_table.sources;
+        let mut is_used = vec![false; sources.len()];
+        for place in used.into_iter().filter_map(|id| sources.place(id)) {
+            is_used.get_mut(place).into_iter().for_each(|used| *used = true);
+        }
+        let is_free = |id: &SnatPort| {
+            sources.place(*id).and_then(|place| is_used.get(place)).is_some_and(|used| !used)
+        };
         let mine = |family| {
-            let share = snat_table.share(worker, family);
-            // A port in use may be released while it is in the queue, which has it twice then.
-            let mut all = VecDeque::with_capacity(2 * share);
-            all.extend(snat_table.sources.of_worker(worker, snat_table.workers, family));
-            let len = u64::try_from(share).unwrap_or(u64::MAX).max(1);
-            // Less than its length.
-            all.rotate_left(usize::try_from(turn % len).unwrap_or_default());
-            all
+            let mut free = VecDeque::with_capacity(snat_table.share(worker, family));
+            free.extend(sources.of_worker(worker, snat_table.workers, family).filter(is_free));
+            turned(free, turn)
         };
         Self { v4: mine(Family::V4), v6: mine(Family::V6), hand: 0 }
     }
@@ -414,14 +414,9 @@ impl SnatAllocator {
             Family::V4 => &mut self.v4,
             Family::V6 => &mut self.v6,
         };
-        for _ in 0..TRIES {
-            let id = queue.pop_front()?;
-            if snat_table.is_free(id) {
-                snat_table.store(id, Some(snat_flow));
-                return Some(id);
-            }
-        }
-        None
+        let id = queue.pop_front()?;
+        snat_table.store(id, Some(snat_flow));
+        Some(id)
     }
 
     /// Reassigns a port that this worker allocated.
@@ -492,35 +487,28 @@ mod tests {
         }
     }
 
-    /// Ports that were in use before come back once, when they are released.
+    /// Ports that were in use before come back when they are released, behind all others.
     #[test]
-    fn an_allocator_of_all_ports_gives_each_to_one_flow() {
+    fn an_allocator_after_a_hand_over_has_the_ports_that_are_free() {
         let snat_table = snat_table(50, 2);
-        let secret = TableSecret::new(1);
-        let mut before = SnatAllocator::new(&snat_table, 0, &secret);
+        let mut before = SnatAllocator::new(&snat_table, 0, &TableSecret::new(1));
         let flow = snat_flow(2, false);
         let share = before.free(Family::V4);
-        let kept: Vec<SnatPort> =
+        let used: Vec<SnatPort> =
             (0..20).map(|_| before.bind(&snat_table, Family::V4, &flow).unwrap()).collect();
         for turn in [0, 7, 1 << 40] {
-            let mut after = SnatAllocator::of_all(&snat_table, 0, turn);
-            let mut given = std::collections::HashSet::new();
-            for released in [0, 5] {
-                kept.iter().take(released).for_each(|&id| {
-                    assert_eq!(after.release(&snat_table, id), Some(Family::V4));
-                });
-                while let Some(id) = after.bind(&snat_table, Family::V4, &flow) {
-                    assert!(given.insert(id), "{id:?} twice");
-                }
-                assert_eq!(given.len(), share - 20 + released);
-            }
-            given.iter().for_each(|&id| {
-                let _ = after.release(&snat_table, id);
-            });
-            for &id in kept.iter().take(5) {
-                snat_table.store(id, Some(&flow));
-            }
-            assert!(after.v4.len() <= 2 * share);
+            let mut after = SnatAllocator::without(&snat_table, 0, used.iter().copied(), turn);
+            assert_eq!(after.free(Family::V4), share - 20);
+            let (first, last) = (*used.first().unwrap(), *used.get(1).unwrap());
+            after.release(&snat_table, first).unwrap();
+            after.release(&snat_table, last).unwrap();
+            let given: Vec<SnatPort> =
+                std::iter::from_fn(|| after.bind(&snat_table, Family::V4, &flow)).collect();
+            assert_eq!(given.len(), share - 18);
+            assert!(given.ends_with(&[first, last]));
+            let distinct: std::collections::HashSet<_> = given.iter().copied().collect();
+            assert_eq!(distinct.len(), given.len());
+            assert!(used.iter().skip(2).all(|id| !distinct.contains(id)));
         }
     }
 

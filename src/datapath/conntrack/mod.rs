@@ -118,9 +118,14 @@ impl Conntrack {
             return Self::new(shared, me, stats, now);
         };
         let snat_table = &shared.snat_table;
-        count(&writer, |pin| count_kept(pin, snat_table, stats), || stats.flow_aliases.add(1));
+        let mut used = Vec::new();
+        let pinned = |pin: &Pin| {
+            count_kept(pin, snat_table, stats);
+            used.extend(pin.flow_state.snat_port());
+        };
+        count(&writer, pinned, || stats.flow_aliases.add(1));
         let turn = RandomState::new().hash_one(me);
-        let snat_allocator = SnatAllocator::of_all(snat_table, me, turn);
+        let snat_allocator = SnatAllocator::without(snat_table, me, used, turn);
         let tables = Tables { writer, all: Arc::clone(&shared.flows), snat_allocator, me };
         Some(Self { tables, new_flows: NewFlowLimiter::default(), sweep: Sweep::new(now) })
     }
