@@ -174,12 +174,13 @@ fn proof(packet: &Packet, state: State, sequence: Option<u32>, idle: Ticks) -> P
     let Some(number) = tcp::sequence(packet.segment()) else { return Proof::Misfit };
     let ahead = number.wrapping_sub(first);
     let late = idle.0 >= STEP.0;
-    let (window, step) = match state.has(State::ESTABLISHED) {
+    let (ahead, window, step) = match state.has(State::ESTABLISHED) {
         // The client's first byte is acknowledged, or some time has passed.
-        true => (LARGEST_WINDOW, late || ahead > 1),
-        false if is_picked_up(state) => (LARGEST_WINDOW, late),
+        true => (ahead, LARGEST_WINDOW, late || ahead > 1),
+        // A keep-alive has the number before the next one (RFC 9293 3.8.4).
+        false if is_picked_up(state) => (ahead.wrapping_add(1), LARGEST_WINDOW, late),
         // The ACK after the SYN.
-        false => (FIRST_WINDOW, true),
+        false => (ahead, FIRST_WINDOW, true),
     };
     match ahead <= window {
         false => Proof::Misfit,

@@ -159,6 +159,7 @@ fn a_flow_is_proven_by_numbers_that_fit_and_go_on() {
         ("three in a row", &[(0, "A", 7), (20, "A", 7), (40, "A", 9)], State::ANSWERED),
         ("four", &[(0, "A", 7), (20, "A", 7), (40, "A", 9), (60, "A", 1 << 30)], ESTABLISHED),
         ("slow ones", &[(0, "A", 7), (90, "A", 7), (180, "A", 7), (270, "A", 7)], ESTABLISHED),
+        ("keep-alives", &[(0, "A", 7), (30, "A", 6), (60, "A", 6), (90, "A", 6)], ESTABLISHED),
         ("a SYN and a forged ACK", &[syn, (1, "A", 7 << 20)], State(0)),
         ("a SYN and an ACK before it", &[syn, (1, "A", u32::MAX - 1)], State(0)),
         ("a handshake", &[syn, (0, "A", 0)], UNPROVEN),
