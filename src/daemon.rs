@@ -16,7 +16,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -53,7 +53,7 @@ use crate::xdp::packet::PacketSocket;
 use crate::xdp::program::{AttachMode, Attached, ProgramError, Steering};
 use crate::xdp::queue::XskQueue;
 use crate::xdp::socket::{BindMode, Io, Monitor, SocketError};
-use crate::xdp::umem::{Umem, UmemError};
+use crate::xdp::umem::{FramePool, Umem, UmemError};
 use tokio::time::Instant;
 
 /// Reason why the daemon could not start, or had to stop.
@@ -158,14 +158,20 @@ fn run_after(
     control_socket: ControlSocket,
     mut predecessor: Option<Successor>,
 ) -> Result<(), DaemonError> {
-    let mut nics = open_nics(&config)?;
+    // The verifier and the tables take as long as each other.
+    let (nics, tables) = thread::scope(|scope| {
+        let nics = started(scope, || open_nics(&config));
+        let tables = open_tables(&config, predecessor.as_ref());
+        (nics.and_then(joined), tables)
+    });
+    let mut nics = nics?;
     let frame_size = bind_modes(&config, &mut nics)?;
     if let Some(successor) = &predecessor {
         check_offer(successor, &nics, frame_size)?;
     }
     let packets = PacketSocket::open()
         .map_err(|source| DaemonError::Os { what: "no packet socket, to announce", source })?;
-    let (directory, tables) = open_tables(&config, predecessor.as_ref())?;
+    let (directory, tables) = tables?;
     let saved::Tables { shared, registry, set, continues, losses } = tables;
     losses.iter().for_each(|loss| warn!("state: {loss}"));
     // Without the backends of the pins, workers would remove them as stale.
@@ -173,23 +179,27 @@ fn run_after(
     let first = ForwardingTable::build(0, config.hash.secret, Local::default(), &specs, None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
-    let (mut workers, mut views, mut estates) = (Vec::new(), Vec::new(), Vec::new());
-    let mut inherited =
-        predecessor.iter_mut().flat_map(|successor| std::mem::take(&mut successor.workers));
-    for (index, &core) in config.workers.cores.iter().enumerate() {
-        let files = inherited.next();
-        let takes_over = files.is_some();
-        let (state, estate, stats) = on_core(core, || {
-            let make = make_parts(&config, index, frame_size, &mut nics, (&shared, &tables), files);
-            let (parts, estate) = make?;
-            let stats = Arc::clone(&parts.stats);
-            Ok((new_worker(index, parts, takes_over)?, estate, stats))
+    let inherited = predecessor.as_mut().map(|successor| std::mem::take(&mut successor.workers));
+    let takes_over = inherited.is_some();
+    let places = places(&config, &nics);
+    let memory = each_on_its_core(&config, inherited.unwrap_or_default(), |index, files| {
+        let sockets = places.get(index).map_or(&[][..], Vec::as_slice);
+        packet_memory(&config, frame_size, sockets, nics.len(), files)
+    })?;
+    let (mut parts, mut estates, mut views) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, (memory, sockets)) in memory.into_iter().zip(places).enumerate() {
+        views.extend(view(&config, index, &memory.stats, &shared.flows));
+        let core = config.workers.cores.get(index).copied().unwrap_or_default();
+        let made = on_core(core, || {
+            make_parts(&config, index, &mut nics, (&shared, &tables), memory, sockets)
         })?;
-        workers.push(state);
-        estates.push(estate);
-        views.extend(view(&config, index, &stats, &shared.flows));
+        parts.push(made.0);
+        estates.push(made.1);
     }
-    drop(inherited);
+    let workers = each_on_its_core(&config, parts, |index, parts| {
+        let parts = parts.ok_or(DaemonError::Worker(index))?;
+        new_worker(index, parts, takes_over)
+    })?;
     if continues && predecessor.is_none() {
         let pins: u64 = views.iter().map(|worker| worker.stats.flows_active.get()).sum();
         info!("state: {} taken over from an earlier process", counted(pins, "flow"));
@@ -356,8 +366,13 @@ fn random_seed() -> Result<u64, DaemonError> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
+/// Opens all NICs at once: loading a program takes a processor some hundred milliseconds.
 fn open_nics(config: &Config) -> Result<Vec<ServedNic>, DaemonError> {
-    config.nics.iter().map(|wanted| open_nic(config, wanted)).collect()
+    thread::scope(|scope| {
+        let open = |wanted| started(scope, move || open_nic(config, wanted));
+        let opening: Vec<_> = config.nics.iter().map(open).collect();
+        opening.into_iter().map(|nic| nic.and_then(joined)).collect()
+    })
 }
 
 fn open_nic(config: &Config, wanted: &NicConfig) -> Result<ServedNic, DaemonError> {
@@ -504,61 +519,116 @@ fn on_core<T: Send>(
         cpu::pin_to_core(core)?;
         make()
     };
+    thread::scope(|scope| started(scope, pinned).and_then(joined))
+}
+
+/// Runs `make` for every worker at once, each on its core for the reason of [`on_core`], with the
+/// input of the same index, if there is one.
+fn each_on_its_core<I: Send, T: Send>(
+    config: &Config,
+    inputs: Vec<I>,
+    make: impl Fn(usize, Option<I>) -> Result<T, DaemonError> + Sync,
+) -> Result<Vec<T>, DaemonError> {
+    let (make, mut inputs) = (&make, inputs.into_iter());
     thread::scope(|scope| {
-        let thread = thread::Builder::new().spawn_scoped(scope, pinned);
-        let thread =
-            thread.map_err(|source| DaemonError::Os { what: "cannot start a thread", source })?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let start = |(index, &core)| {
+            let input = inputs.next();
+            started(scope, move || {
+                cpu::pin_to_core(core)?;
+                make(index, input)
+            })
+        };
+        let threads: Vec<_> = config.workers.cores.iter().enumerate().map(start).collect();
+        threads.into_iter().map(|thread| thread.and_then(joined)).collect()
     })
 }
 
-/// Creates the components of a worker, with its packet memory, its counters, and a socket on each
-/// queue that it serves: new ones, or those of the running process. Also returns what a later
-/// process gets.
+/// Starts a thread.
+fn started<'s, T: Send + 's>(
+    scope: &'s Scope<'s, '_>,
+    run: impl FnOnce() -> T + Send + 's,
+) -> Result<ScopedJoinHandle<'s, T>, DaemonError> {
+    let thread = thread::Builder::new().spawn_scoped(scope, run);
+    thread.map_err(|source| DaemonError::Os { what: "cannot start a thread", source })
+}
+
+/// Waits for a thread; a panic goes on in this one.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Returns the queues that each worker serves.
+fn places(config: &Config, nics: &[ServedNic]) -> Vec<Vec<(NicIndex, u32)>> {
+    let workers = config.workers.cores.len();
+    let of_worker = |index: usize| {
+        let of_nic = |(nic, served): (u8, &ServedNic)| {
+            let mine = served.queues.iter().skip(index).step_by(workers);
+            mine.map(|&queue| (NicIndex(nic), queue)).collect::<Vec<_>>()
+        };
+        (0..).zip(nics).flat_map(of_nic).collect()
+    };
+    (0..workers).map(of_worker).collect()
+}
+
+/// Memory of a worker, and the sockets of the running process, if there is one.
+struct WorkerMemory {
+    umem: Umem,
+    pool: FramePool,
+    stats: Arc<WorkerStats>,
+    inherited: Vec<(OfferedQueue, OwnedFd)>,
+}
+
+/// Creates the packet memory and the counters of a worker with these queues, or takes the memory of
+/// the running process.
+fn packet_memory(
+    config: &Config,
+    frame_size: u32,
+    sockets: &[(NicIndex, u32)],
+    nics: usize,
+    files: Option<WorkerFiles>,
+) -> Result<WorkerMemory, DaemonError> {
+    let stats = Arc::new(WorkerStats::new(MAX_VIPS, MAX_BACKENDS, nics));
+    let Some(WorkerFiles { offered, umem, sockets: files }) = files else {
+        let needed = config.frames_needed(sockets.iter().map(|(nic, _)| *nic));
+        // At most 65,536.
+        let more = u32::try_from(config.fragments.parked).unwrap_or(u32::MAX);
+        let frames = config.workers.frames.unwrap_or(needed.saturating_add(more));
+        let (umem, pool) = Umem::create(frames, frame_size)?;
+        return Ok(WorkerMemory { umem, pool, stats, inherited: Vec::new() });
+    };
+    let queues = offered.queues.iter().map(|queue| (NicIndex(queue.nic), queue.queue));
+    if !queues.eq(sockets.iter().copied()) {
+        return Err(not_taken_over("the queues of a NIC have changed".to_owned()));
+    }
+    let umem = Umem::adopt(umem, offered.frames, frame_size)?;
+    let pool = umem.free_frames();
+    Ok(WorkerMemory {
+        umem,
+        pool,
+        stats,
+        inherited: offered.queues.into_iter().zip(files).collect(),
+    })
+}
+
+/// Creates the components of a worker, with a socket on each of its queues: new ones, or those of the
+/// running process. Also returns what a later process gets.
 fn make_parts(
     config: &Config,
     index: usize,
-    frame_size: u32,
     nics: &mut [ServedNic],
     (shared, tables): (&Arc<SharedTables>, &Subscription),
-    inherited: Option<WorkerFiles>,
+    memory: WorkerMemory,
+    sockets: Vec<(NicIndex, u32)>,
 ) -> Result<(Parts, WorkerEstate), DaemonError> {
-    let workers = config.workers.cores.len();
-    let sockets: Vec<(NicIndex, u32)> = (0..)
-        .zip(nics.iter())
-        .flat_map(|(nic, served)| {
-            let mine = served.queues.iter().skip(index).step_by(workers);
-            mine.map(move |&queue| (NicIndex(nic), queue))
-        })
-        .collect();
-    let parked = config.fragments.parked;
-    let (umem, pool, offered, mut files) = match inherited {
-        Some(WorkerFiles { offered, umem, sockets: files }) => {
-            let queues = offered.queues.iter().map(|queue| (NicIndex(queue.nic), queue.queue));
-            if !queues.eq(sockets.iter().copied()) {
-                return Err(not_taken_over("the queues of a NIC have changed".to_owned()));
-            }
-            let umem = Umem::adopt(umem, offered.frames, frame_size)?;
-            let pool = umem.free_frames();
-            (umem, pool, offered.queues, files.into_iter())
-        }
-        None => {
-            let needed = config.frames_needed(sockets.iter().map(|(nic, _)| *nic));
-            // At most 65,536.
-            let more = u32::try_from(parked).unwrap_or(u32::MAX);
-            let frames = config.workers.frames.unwrap_or(needed.saturating_add(more));
-            let (umem, pool) = Umem::create(frames, frame_size)?;
-            (umem, pool, Vec::new(), Vec::new().into_iter())
-        }
-    };
-    let mut offered = offered.into_iter();
+    let WorkerMemory { umem, pool, stats, inherited } = memory;
+    let mut inherited = inherited.into_iter();
     let (mut queues, mut estate) = (Vec::new(), (Vec::new(), Vec::new()));
     for (nic, queue) in sockets {
         let at = usize::from(nic.0);
         let (Some(served), Some(wanted)) = (nics.get_mut(at), config.nics.get(at)) else {
             continue;
         };
-        let inherited = offered.next().zip(files.next());
+        let inherited = inherited.next();
         let xsk = open_queue(&umem, served, wanted, config.workers.io, queue, inherited)?;
         let copy = xsk.duplicate();
         let copy = copy.map_err(|source| DaemonError::Os { what: "too many sockets", source })?;
@@ -571,10 +641,10 @@ fn make_parts(
         queues,
         pool,
         shared: Arc::clone(shared),
-        parked,
+        parked: config.fragments.parked,
         index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,
         tables: tables.clone(),
-        stats: Arc::new(WorkerStats::new(MAX_VIPS, MAX_BACKENDS, nics.len())),
+        stats,
         batch: config.workers.batch,
     };
     let (queues, sockets) = estate;
