@@ -28,7 +28,7 @@ const OF_THE_GUEST: [&str; 3] = ["bin/busybox", "modprobe", "poweroff"];
 /// Programs that `cargo` runs: the linker, and the compiler of the XDP program.
 const OF_CARGO: [&str; 2] = ["cc", "clang"];
 /// Sources that a script runs besides itself: tests, benches, scripts.
-const RUNS: [(&str, &[&str]); 10] = [
+const RUNS: [(&str, &[&str]); 11] = [
     (
         "test",
         &[
@@ -49,6 +49,7 @@ const RUNS: [(&str, &[&str]); 10] = [
     ("bench", &["benches"]),
     ("compare", &["scripts/lab"]),
     ("conformance", &["tests/conformance", "tests/conformance.rs"]),
+    ("flood", &["tests/soak", "scripts/lab", "scripts/lab-server"]),
     ("fresh", &[]),
     ("guest", &[]),
     ("quickstart", &["scripts/lab", "scripts/lab-server"]),
