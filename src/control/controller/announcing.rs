@@ -17,25 +17,30 @@ pub(super) struct Announcing {
     announcer: Announcer,
     /// Whether an address is missing from its interface; it is added again every second.
     pending: bool,
+    /// Whether addresses may be there that an earlier process has left.
+    leftovers: bool,
 }
 
 impl Announcing {
     pub(super) fn new(announcer: Announcer) -> Self {
-        Self { announcer, pending: false }
+        Self { announcer, pending: false, leftovers: true }
     }
 
-    /// Removes the addresses that an earlier process has left, and announces the first ones.
-    pub(super) async fn start(&mut self, world: &mut World) -> Result<(), AnnounceError> {
-        self.announcer.remove_leftovers(&places(world)).await?;
-        self.announce(world).await
-    }
-
-    /// Puts every address on its interface, and announces new ones to the network.
+    /// Removes what an earlier process has left, puts every address on its interface, and announces
+    /// new ones to the network.
     pub(super) async fn announce(&mut self, world: &mut World) -> Result<(), AnnounceError> {
         world.readdress = false;
-        let result = self.announcer.sync(&places(world)).await;
+        let result = self.put(&places(world)).await;
         self.pending = result.is_err();
         result
+    }
+
+    async fn put(&mut self, places: &HashSet<Assignment>) -> Result<(), AnnounceError> {
+        if self.leftovers {
+            self.announcer.remove_leftovers(places).await?;
+            self.leftovers = false;
+        }
+        self.announcer.sync(places).await
     }
 
     /// Records whether an address was removed from outside.

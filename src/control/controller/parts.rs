@@ -1,6 +1,7 @@
 //! Parts of the control loop, and their effects on each other.
 
 use tokio::time::Instant;
+use tracing::error;
 
 use super::access::Access;
 use super::announcing::Announcing;
@@ -55,13 +56,19 @@ impl Parts {
         // Before the first packet: no client may have a moment's access.
         self.access.index(&self.world, &mut self.steering);
         self.access.start(&self.world).await.map_err(ControlError::Steering)?;
+        let is_alone = take_over.is_none();
         if let Some(take_over) = take_over {
             take_over().map_err(ControlError::NotTakenOver)?;
         }
         let attached = self.steering.attach().map_err(ControlError::Attach)?;
         self.nics.attached(attached, &self.world.nics);
         self.health.sync(&self.world.registry);
-        Ok(self.announcing.start(&mut self.world).await?)
+        match self.announcing.announce(&mut self.world).await {
+            // Connections that were taken over must not end for an address.
+            Err(error) if !is_alone => error!("{error}; tried again every second"),
+            announced => announced?,
+        }
+        Ok(())
     }
 
     /// Waits, for a bounded time, until the next hops of all backends are known.
