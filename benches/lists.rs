@@ -69,7 +69,13 @@ fn rules(lists: ListsPresent) -> SteerRules {
     let key = ListenKey { address: Address::from_v4(VIP), port: 80, protocol: Protocol::Tcp };
     let network = Network::single(key.address);
     let listen = Listen { network, protocol: key.protocol, ports: PortRange::single(key.port) };
-    let check = AccessCheck { listen, vip: VipId(0), own: ListsPresent::default(), rate: None };
+    let check = AccessCheck {
+        listen,
+        vip: VipId(0),
+        own: ListsPresent::default(),
+        lists: None,
+        rate: None,
+    };
     let checks = if lists.any() { vec![check] } else { Vec::new() };
     SteerRules { vips: vec![key], global_lists: lists, checks, ..SteerRules::default() }
 }

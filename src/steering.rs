@@ -57,7 +57,7 @@ impl AccessMaps for Lists {
     }
 
     fn remove(&mut self, key: &ListKey) -> Result<(), String> {
-        let removed = self.0.iter_mut().try_for_each(|map| map.remove(key));
+        let removed = self.0.iter_mut().map(|map| map.remove(key)).fold(Ok(()), Result::and);
         removed.map_err(|error| error.to_string())
     }
 }

@@ -114,6 +114,9 @@ fn all_lists() -> ModelLists {
         (0, lists(&["10.0.0.8/29"], &[])),
         (2, lists(&[], &["198.51.100.0/24"])),
         (4, lists(&["2001:db8:2::/64"], &[])),
+        // One has an address within the other's prefix, and the same lists.
+        (6, lists(&["10.0.0.11"], &[])),
+        (7, lists(&["10.0.0.11"], &[])),
         (8, lists(&["10.0.0.11"], &["10.0.0.12"])),
         (9, lists(&["198.51.100.7"], &[])),
         (10, lists(&["10.0.0.11"], &["2001:db8:2::/48", "::/0"])),
@@ -139,7 +142,9 @@ fn checks(rules: &SteerRules, lists: &ModelLists) -> Vec<AccessCheck> {
     let number = |(index, listen)| {
         let vip = VipId(if index == 11 { 10 } else { index });
         let own = lists.own.get(&vip).map(AccessLists::present).unwrap_or_default();
-        AccessCheck { listen, vip, own, rate: None }
+        let alike = |first: &u16| lists.own.get(&VipId(*first)) == lists.own.get(&vip);
+        let first = (0..).find(alike).map(VipId).filter(|vip| lists.own.contains_key(vip));
+        AccessCheck { listen, vip, own, lists: first, rate: None }
     };
     (0..).zip(listens).map(number).collect()
 }
@@ -264,18 +269,32 @@ fn ipv6(packet: &mut Vec<u8>, random: &mut Random, quoted: bool) {
         "::ffff:192.0.2.10",
     ];
     const NEXT: [u8; 16] = [6, 6, 6, 17, 17, 44, 44, 58, 58, 0, 43, 51, 60, 135, 4, 132];
-    let next = random.of(&NEXT);
+    let mut next = random.of(&NEXT);
     packet.extend([0x60, 0, 0, 0, 0, 60, next, 64]);
     let to = if quoted { random.of(&BACKENDS) } else { random.of(&DESTINATIONS) };
     for address in [random.of(&BACKENDS), to] {
         let address: Ipv6Addr = address.parse().unwrap();
         packet.extend(address.octets());
     }
-    if next == 44 {
-        let offset = random.of(&[0_u16, 0, 1, 8, 9, 0xfff8]);
-        packet.extend([random.of(&NEXT), 0]);
-        packet.extend(offset.to_be_bytes());
-        packet.extend([0, 0, 0, 1]);
+    // As many as are skipped, and one more.
+    for _ in 0..5 {
+        let behind = random.of(&NEXT);
+        match next {
+            44 => {
+                let offset = random.of(&[0_u16, 0, 1, 8, 9, 0xfff8]);
+                packet.extend([behind, 0]);
+                packet.extend(offset.to_be_bytes());
+                packet.extend([0, 0, 0, 1]);
+            }
+            0 | 60 => {
+                let words = random.of(&[0_u8, 0, 0, 1, 5, 200]);
+                packet.extend([behind, words, 1, 4, 0, 0, 0, 0]);
+                // Rarely as long as it says.
+                packet.extend((0..if words == 200 { 8 } else { words }).flat_map(|_| [1; 8]));
+            }
+            _ => break,
+        }
+        next = behind;
     }
     if next == 58 && !quoted {
         icmp(packet, random, false);
@@ -333,7 +352,17 @@ fn is_icmp(packet: &[u8]) -> bool {
     }
     match network {
         [0x08, 0x00, ip @ ..] => ip.get(9) == Some(&1),
-        [0x86, 0xdd, ip @ ..] => ip.get(6) == Some(&58),
+        [0x86, 0xdd, ip @ ..] => {
+            let (mut next, mut at) = (ip.get(6), 40);
+            for _ in 0..4 {
+                let Some([behind, words, ..]) = ip.get(at..at + 8) else { break };
+                if !matches!(next, Some(0 | 60)) {
+                    break;
+                }
+                (next, at) = (Some(behind), at + 8 + 8 * usize::from(*words));
+            }
+            next == Some(&58)
+        }
         _ => false,
     }
 }
@@ -392,6 +421,78 @@ fn the_model_decides_as_the_program_does() {
         *seen.get_mut(theirs as usize).unwrap() += 1;
     }
     assert!(seen.iter().all(|&count| count > 1000), "every decision is met often: {seen:?}");
+}
+
+/// Headers before a TCP header, each with its number.
+type Extensions<'e> = &'e [(u8, &'e [u8])];
+
+/// A SYN of 2001:db8:bad::1 to a port of 2001:db8::10, behind extension headers.
+fn behind(extensions: Extensions<'_>, port: u16) -> Vec<u8> {
+    let mut packet = [&MAC[..], &[2, 0xc, 0, 0, 0, 1, 0x86, 0xdd]].concat();
+    let first = extensions.first().map_or(6, |(number, _)| *number);
+    packet.extend([0x60, 0, 0, 0, 0, 60, first, 64]);
+    for address in ["2001:db8:bad::1", "2001:db8::10"] {
+        packet.extend(address.parse::<Ipv6Addr>().unwrap().octets());
+    }
+    let next = extensions.iter().skip(1).map(|(number, _)| *number).chain([6]);
+    for ((_, rest), next) in extensions.iter().zip(next) {
+        packet.push(next);
+        packet.extend(*rest);
+    }
+    packet.extend([0x9c, 0x40]);
+    packet.extend(port.to_be_bytes());
+    packet.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    packet
+}
+
+/// Two VIPs have an address, and one of them a deny list.
+#[test]
+fn ipv6_extensions_hide_no_packet_from_the_list_of_its_vip() {
+    const OPTIONS: &[u8] = &[0, 1, 4, 0, 0, 0, 0];
+    const LONG: &[u8] = &[1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    const FIRST: &[u8] = &[0, 0, 1, 0, 0, 0, 7];
+    const LATER: &[u8] = &[0, 0, 9, 0, 0, 0, 7];
+    let address = network("2001:db8::10");
+    let lists = ModelLists {
+        own: [(VipId(0), lists(&["2001:db8:bad::/48"], &[]))].into_iter().collect(),
+        ..ModelLists::default()
+    };
+    let check = |vip, port| AccessCheck {
+        listen: Listen {
+            network: address,
+            protocol: Protocol::Tcp,
+            ports: PortRange::single(port),
+        },
+        vip: VipId(vip),
+        own: ListsPresent { deny: vip == 0, allow: false },
+        lists: (vip == 0).then_some(VipId(0)),
+        rate: None,
+    };
+    let rules = SteerRules {
+        vips: [80, 443].map(|port| key("2001:db8::10", port, Protocol::Tcp)).to_vec(),
+        checks: vec![check(0, 80), check(1, 443)],
+        ..SteerRules::default()
+    };
+    let mut program = program();
+    program.sync(&rules).unwrap();
+    fill(&mut program, &lists);
+    let rows: [(Extensions<'_>, Steered); 8] = [
+        (&[], Steered::Denied),
+        (&[(0, OPTIONS)], Steered::Denied),
+        (&[(60, LONG)], Steered::Denied),
+        (&[(0, LONG), (60, OPTIONS), (44, FIRST), (60, OPTIONS)], Steered::Denied),
+        (&[(44, FIRST)], Steered::Denied),
+        // Of no use without the first one.
+        (&[(60, OPTIONS), (44, LATER)], Steered::ToVip),
+        // What the worker drops.
+        (&[(60, OPTIONS); 5], Steered::ToVip),
+        (&[(43, OPTIONS)], Steered::ToVip),
+    ];
+    for (extensions, expected) in rows {
+        assert_eq!(decision(&mut program, &behind(extensions, 80)), expected, "{extensions:?}");
+        let other = decision(&mut program, &behind(extensions, 443));
+        assert_eq!(other, Steered::ToVip, "the other VIP: {extensions:?}");
+    }
 }
 
 /// A TCP segment to 192.0.2.10:80.

@@ -42,6 +42,9 @@ pub fn reload(args: &ReloadArgs, out: &mut impl Write) -> Result<(), CliError> {
             writeln!(out, "{what}: flows that {}: {flows}", fate(then))?;
         }
     }
+    if reloaded.lists_pending {
+        writeln!(out, "deny and allow lists are still being changed: see `holdfast deny list`")?;
+    }
     if args.dry_run {
         writeln!(out, "dry run: nothing was applied")?;
     }

@@ -632,12 +632,22 @@ fn undrain_and_reload_say_what_they_did() {
     assert_eq!(said, "web/a: active, but its weight is 0: it takes no new flows\n");
 
     let changes = vec!["web/a: weight 1 -> 2".to_owned(), "web/c: added".to_owned()];
-    let reloaded = |changes| api::Reloaded { changes, dry_run: false, flows: Vec::new() };
+    let reloaded = |changes| api::Reloaded {
+        changes,
+        dry_run: false,
+        flows: Vec::new(),
+        lists_pending: false,
+    };
     let server = Server::new([ok(&reloaded(changes)), ok(&json!({ "changes": [] }))]);
     assert_eq!(server.run("reload").unwrap(), "web/a: weight 1 -> 2\nweb/c: added\n");
     assert_eq!(server.run("reload").unwrap(), "nothing changed\n");
     let asked = r#"POST /v1/reload {"dry_run":false}"#;
     assert_eq!(server.requests(), [asked, asked]);
+
+    let changes = vec!["[access] deny: 1000000 prefixes added".to_owned()];
+    let server = Server::new([ok(&api::Reloaded { lists_pending: true, ..reloaded(changes) })]);
+    let text = server.run("reload").unwrap();
+    assert!(text.ends_with("lists are still being changed: see `holdfast deny list`\n"), "{text}");
 
     let flows = [
         (Some("b"), 12, FlowAction::Reset),
@@ -651,8 +661,12 @@ fn undrain_and_reload_say_what_they_did() {
         then,
     });
     let changes = vec!["backend b of VIP web removed".to_owned()];
-    let server =
-        Server::new([ok(&api::Reloaded { changes, dry_run: true, flows: flows.to_vec() })]);
+    let server = Server::new([ok(&api::Reloaded {
+        changes,
+        dry_run: true,
+        flows: flows.to_vec(),
+        lists_pending: false,
+    })]);
     assert_eq!(
         server.run("reload --dry-run").unwrap(),
         "backend b of VIP web removed\n\
@@ -896,7 +910,8 @@ fn the_documentation_has_every_key_and_route() {
                 backend: None,
                 flows: 0,
                 then: FlowAction::Keep
-            }]
+            }],
+            lists_pending: false
         }),
         json!(flow()),
         json!(client()),

@@ -653,6 +653,9 @@ pub struct Reloaded {
     /// Flows of removed VIPs, backends, addresses and ports.
     #[serde(default)]
     pub flows: Vec<FlowsRemoved>,
+    /// Whether deny or allow lists are still being changed.
+    #[serde(default)]
+    pub lists_pending: bool,
 }
 
 /// The flows of a VIP, backend, address or port that a reload removes.

@@ -31,6 +31,22 @@ impl Parts {
         self.config.has(prefix) || self.runtime.has(prefix)
     }
 
+    /// Returns whether both have the same prefixes, in whichever part.
+    fn is_same(&self, other: &Self) -> bool {
+        let has_all = |a: &Self, b: &Self| {
+            a.config.iter().chain(a.runtime.iter()).all(|prefix| b.has(prefix))
+        };
+        self == other || has_all(self, other) && has_all(other, self)
+    }
+
+    /// Returns the prefixes that `other` has in either part.
+    #[must_use]
+    pub fn within(&self, other: &Self) -> Self {
+        let within =
+            |part: &Prefixes| part.iter().filter(|&prefix| other.has(prefix)).collect::<Prefixes>();
+        Self { config: within(&self.config), runtime: within(&self.runtime) }
+    }
+
     /// Iterates over the prefixes that are not in the same part of `other`.
     pub fn without<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = Network> + 'a {
         self.config.without(&other.config).chain(self.runtime.without(&other.runtime))
@@ -42,6 +58,11 @@ impl Parts {
 pub struct Lists(BTreeMap<ListId, Parts>);
 
 impl Lists {
+    /// Returns no lists.
+    pub const fn new() -> Self {
+        Self(BTreeMap::new())
+    }
+
     /// Returns the lists in force. `global` are those of the configuration for all VIPs.
     pub fn of(global: &AccessLists, registry: &Registry) -> Self {
         let own = registry.all_vips().map(|vip| (Some(vip.id), &vip.config.access));
@@ -83,6 +104,31 @@ impl Lists {
         ListsPresent { deny: has(ListKind::Deny), allow: has(ListKind::Allow) }
     }
 
+    /// Returns the first VIP with the same lists, for each VIP that has any.
+    ///
+    /// Cost: a comparison for each pair of VIPs, of which lists that differ end early.
+    fn alike(&self) -> BTreeMap<VipId, VipId> {
+        let is_same = |one, other| {
+            let of = |vip, kind| self.get(ListId { vip: Some(vip), kind });
+            [ListKind::Deny, ListKind::Allow].iter().all(|&kind| {
+                match (of(one, kind), of(other, kind)) {
+                    (Some(one), Some(other)) => one.is_same(other),
+                    (one, other) => one.is_none() && other.is_none(),
+                }
+            })
+        };
+        let mut firsts: Vec<VipId> = Vec::new();
+        let mut alike = BTreeMap::new();
+        for vip in self.0.keys().filter_map(|list| list.vip) {
+            let first = firsts.iter().copied().find(|&first| is_same(first, vip));
+            if first.is_none() {
+                firsts.push(vip);
+            }
+            alike.insert(vip, first.unwrap_or(vip));
+        }
+        alike
+    }
+
     /// Adds lists, and rates of sources, to the other rules of the XDP program.
     #[must_use]
     pub fn steered(&self, rules: SteerRules, registry: &Registry) -> SteerRules {
@@ -90,10 +136,11 @@ impl Lists {
         if self.0.is_empty() && !registry.all_vips().any(has_rate) {
             return rules;
         }
+        let alike = self.alike();
         let check = |vip: &VipEntry| {
             let (id, own) = (vip.id, self.present(Some(vip.id)));
-            let rate = vip.config.rate;
-            let check = move |listen| AccessCheck { listen, vip: id, own, rate };
+            let (rate, lists) = (vip.config.rate, alike.get(&id).copied());
+            let check = move |listen| AccessCheck { listen, vip: id, own, lists, rate };
             vip.listens().map(check).collect::<Vec<_>>()
         };
         let checks = registry.all_vips().flat_map(check).collect();

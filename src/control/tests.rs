@@ -450,6 +450,16 @@ async fn sources_are_denied_and_admitted_by_requests() {
             let (got, error) = bench.refused(Method::DELETE, path, "").await;
             assert!(got == status && error.contains(part), "{path}: {got} {error}");
         }
+        // The VIP would share addresses with another, which has no such list.
+        let at = |name: &str, address: &str| crate::config::Vip {
+            address: address.parse().unwrap(),
+            ..vip(name, &[])
+        };
+        let sharing = config(vec![at("web", "192.0.2.10/31"), at("all", "192.0.2.0/28")]);
+        *bench.file.lock().unwrap() = Ok(sharing);
+        let (status, error) = bench.refused(Method::POST, "/v1/reload", "").await;
+        let why = "VIP web has prefixes of `holdfast deny`, and would share addresses with VIP all";
+        assert!(status == 409 && error.starts_with(why), "{status} {error}");
         let path = "/v1/deny?prefix=203.0.113.0/24&vip=web";
         assert_eq!(bench.ask(Method::DELETE, path, "").await.0, 200);
         assert_eq!(entries(bench).len(), 2);
@@ -464,6 +474,14 @@ async fn sources_are_denied_and_admitted_by_requests() {
             assert!(Instant::now() < end, "not in time: the list is sent again");
             sleep(Duration::from_millis(10)).await;
         }
+        bench.notes.lock().unwrap().refuse = true;
+        let mut other = config(web());
+        other.access.deny =
+            ["192.0.2.8"].iter().map(|text| text.parse::<Network>().unwrap()).collect();
+        *bench.file.lock().unwrap() = Ok(other);
+        let (status, error) = bench.refused(Method::POST, "/v1/reload", "").await;
+        let why = "in force, but the deny and allow lists are not: map full; tried again";
+        assert!(status == 500 && error.contains(why), "{status} {error}");
     })
     .await;
 }

@@ -140,6 +140,8 @@ pub struct AccessCheck {
     pub vip: VipId,
     /// The VIP's own lists.
     pub own: ListsPresent,
+    /// The first VIP that has the same lists; `None` without own ones.
+    pub lists: Option<VipId>,
     /// Limits for each source.
     pub rate: Option<SourceRate>,
 }

@@ -14,7 +14,7 @@
 //                NAT backend (its ports, or a fragment to its address)        -> redirect
 //       TCP, UDP with ports
 //                destination in `vips` (its port, then port 0: any)           -> redirect
-//       fragments (also the first), IPv6 extension headers, truncated ports:
+//       fragments (also the first), IPv6 headers that are not skipped, truncated ports:
 //                area of the destination has a port of the protocol           -> redirect
 //       any protocol but ICMP
 //                area of the destination has ALL_PROTOCOLS                    -> redirect
@@ -28,6 +28,9 @@
 //                area of the destination has all ports of the protocol, or a
 //                range with this one                                          -> redirect
 //   everything else                                                           -> XDP_PASS
+//
+// IPv6 hop-by-hop and destination options, and one fragment header, are skipped, up to four in all:
+// as many as in the workers (datapath/parse.rs), which drop packets with more.
 //
 // A packet for a VIP is dropped instead, if a deny list has its source, or if there are allow lists
 // and one of them lacks it; see `access`.
@@ -68,6 +71,8 @@
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV6_FRAGMENT_OFFSET 0xfff8
+/* Keep in step with datapath/parse.rs. */
+#define MAX_EXTENSIONS 4
 /* Length of the ICMP header in front of a quoted packet, in bytes (RFC 792, RFC 4443). */
 #define ICMP_LEN 8
 /* Flags in byte 13 of a TCP header (RFC 9293 3.1). */
@@ -112,14 +117,15 @@ struct area {
 	__u16 flags;
 	/* With TUNNEL: the destination port of this box's GUE packets; 0: none. */
 	__be16 gue_port;
-	/* Access words: for packets that match by their port, and for those that match by their address
-	 * alone. */
+	/* Access words: for packets that match by their port or protocol, and for those that match by
+	 * their address alone. */
 	__u32 access;
 	__u32 opaque_access;
 };
 
 /* Bits of an access word: the lists that apply to packets for a VIP. The other bits are the VIP's
- * slot: its number and 1, or 0 where packets may be for several VIPs. 0 as a whole: no lists. */
+ * slot: its number and 1, or 0 where packets may be for several VIPs with other lists. 0 as a whole:
+ * no lists. */
 #define GLOBAL_DENY 0x00010000
 #define GLOBAL_ALLOW 0x00020000
 #define OWN_DENY 0x00040000
@@ -165,6 +171,14 @@ struct fragment_header {
 	__u8 reserved;
 	__be16 offset;
 	__be32 identification;
+};
+
+/* Options, of 8 * (len + 1) bytes, or a fragment header (RFC 8200 4.2, 4.5). */
+struct extension {
+	__u8 next;
+	__u8 len;
+	__be16 offset;
+	__be32 rest;
 };
 
 /* Packets by decision. `no_socket` counts the dropped ones of `steered` and `returned`; `guarded`
@@ -328,12 +342,20 @@ struct {
 	__type(value, struct counters);
 } counts SEC(".maps");
 
+/* Where a packet is, and what the program was called with: one of the two, and 0. */
+struct frame {
+	void *start;
+	void *end;
+	struct xdp_md *xdp;
+	struct __sk_buff *skb;
+};
+
 /* Parsed network and transport headers of a packet. */
 struct packet {
 	struct service source;
 	struct service destination;
-	/* The first byte behind the IP headers, or 0 if the ports cannot be read: in a later
-	 * fragment, or behind an extension header. */
+	/* The first byte behind the IP headers, or 0 if there are no ports, or they cannot be read: in
+	 * a later fragment, or behind a header that is not skipped. */
 	void *ports;
 	/* Flags that cause a redirect by destination address alone, if its area has one of them; 0:
 	 * none. */
@@ -414,46 +436,94 @@ static __always_inline int is_extension(__u8 next)
 	return 0;
 }
 
-/* Parses an IPv6 fragment header: sets the protocol, and the ports of a first fragment. */
-static __always_inline int read_fragment(struct packet *packet, struct fragment_header *header,
-					 void *end)
-{
-	__u32 bit;
+/* What is behind IPv6 extensions, in a word: the offset from the start of the packet in the upper half, the
+ * number of the header there, and flags. */
+#define SKIPPED_OFFSET 16
+#define SKIPPED_NEXT 0xff
+/* There was a fragment header; it was not that of a first fragment. */
+#define SKIPPED_FRAGMENT 0x100
+#define SKIPPED_LATER 0x200
+/* Largest offset of a header behind which there is another one. */
+#define MAX_OFFSET 0x3fff
 
-	packet->opaque = HAS_ANY;
-	packet->fragment = 1;
-	if ((void *)(header + 1) > end || is_extension(header->next))
-		return 1;
-	bit = protocol_bit(header->next);
-	packet->opaque = bit | ALL_PROTOCOLS;
-	set_protocol(packet, header->next);
-	if (bit && !(header->offset & bpf_htons(IPV6_FRAGMENT_OFFSET)))
-		packet->ports = header + 1;
-	return header->next != IPPROTO_ICMPV6;
+/* Skips IPv6 extensions from `offset` on, the first one of which has the number `next`. */
+static __always_inline __u32 skip_extensions(void *start, void *end, __u32 offset, __u32 next)
+{
+	__u32 flags = 0;
+
+	for (int i = 0; i < MAX_EXTENSIONS; i++) {
+		struct extension *extension;
+
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_DSTOPTS &&
+		    (next != IPPROTO_FRAGMENT || flags & SKIPPED_FRAGMENT))
+			break;
+		if (offset > MAX_OFFSET)
+			break;
+		extension = start + offset;
+		if ((void *)(extension + 1) > end)
+			break;
+		offset += sizeof(*extension);
+		if (next != IPPROTO_FRAGMENT) {
+			offset += extension->len * 8;
+			next = extension->next;
+			continue;
+		}
+		next = extension->next;
+		flags |= SKIPPED_FRAGMENT;
+		if (extension->offset & bpf_htons(IPV6_FRAGMENT_OFFSET)) {
+			flags |= SKIPPED_LATER;
+			break;
+		}
+	}
+	return offset << SKIPPED_OFFSET | flags | next;
 }
 
-static __always_inline int read_ipv6(struct packet *packet, void *header, void *end)
+/* The verifier goes through a global function once, and not again for each way to it and from it: that keeps the
+ * time short that a start takes. */
+__noinline __u32 skip_in_xdp(struct xdp_md *ctx, __u32 offset, __u32 next)
+{
+	return skip_extensions((void *)(long)ctx->data, (void *)(long)ctx->data_end, offset, next);
+}
+
+__noinline __u32 skip_in_tc(struct __sk_buff *skb, __u32 offset, __u32 next)
+{
+	return skip_extensions((void *)(long)skb->data, (void *)(long)skb->data_end, offset, next);
+}
+
+static __always_inline int read_ipv6(struct packet *packet, void *header, const struct frame *frame)
 {
 	struct ipv6hdr *ip = header;
+	__u32 next, bit, skipped = 0;
+	void *behind = ip + 1;
 
-	if ((void *)(ip + 1) > end)
+	if (behind > frame->end)
 		return 0;
 	__builtin_memcpy(packet->source.address, &ip->saddr, 16);
 	__builtin_memcpy(packet->destination.address, &ip->daddr, 16);
 	packet->multicast = packet->destination.address[0] == 0xff;
 	packet->v6 = 1;
-	set_protocol(packet, ip->nexthdr);
-	if (protocol_bit(ip->nexthdr)) {
-		packet->ports = ip + 1;
-		return 1;
+	next = ip->nexthdr;
+	if (next == IPPROTO_HOPOPTS || next == IPPROTO_DSTOPTS || next == IPPROTO_FRAGMENT) {
+		__u32 offset = behind - frame->start;
+
+		skipped = frame->xdp ? skip_in_xdp(frame->xdp, offset, next)
+				     : skip_in_tc(frame->skb, offset, next);
+		next = skipped & SKIPPED_NEXT;
+		behind = frame->start + (skipped >> SKIPPED_OFFSET & (2 * MAX_OFFSET + 1));
 	}
-	if (ip->nexthdr == IPPROTO_ICMPV6) {
-		packet->icmp = ip + 1;
-		return 1;
+	packet->fragment = (skipped & SKIPPED_FRAGMENT) != 0;
+	set_protocol(packet, next);
+	bit = protocol_bit(next);
+	if (next == IPPROTO_ICMPV6) {
+		packet->icmp = behind;
+		return !packet->fragment;
 	}
-	if (ip->nexthdr == IPPROTO_FRAGMENT)
-		return read_fragment(packet, (void *)(ip + 1), end);
-	packet->opaque = is_extension(ip->nexthdr) ? HAS_ANY : ALL_PROTOCOLS;
+	if (is_extension(next))
+		packet->opaque = HAS_ANY;
+	else if (!bit || packet->fragment)
+		packet->opaque = bit | ALL_PROTOCOLS;
+	if (bit && !(skipped & SKIPPED_LATER))
+		packet->ports = behind;
 	return 1;
 }
 
@@ -491,6 +561,18 @@ static __always_inline int in_range(const struct area *area, const struct servic
 	return key.group && bpf_map_lookup_elem(&port_ranges, &key);
 }
 
+/* Whether a listener of the area, other than the single ports in `vips`, is for the packet's port, or
+ * for its protocol if that has none. */
+static __always_inline int is_listening(const struct area *area, const struct packet *packet)
+{
+	__u32 bit = protocol_bit(packet->destination.protocol);
+	__u32 all = bit == HAS_TCP ? ALL_TCP : bit == HAS_UDP ? ALL_UDP : 0;
+
+	if (bit && !packet->ports)
+		return 0;
+	return area->flags & (all | ALL_PROTOCOLS) || (bit && in_range(area, &packet->destination));
+}
+
 static __always_inline int is_for_vip(struct packet *packet)
 {
 	__u32 *access = packet->ports ? listed(&vips, &packet->destination) : 0;
@@ -505,13 +587,12 @@ static __always_inline int is_for_vip(struct packet *packet)
 	area = area_of(&packet->destination);
 	if (!area || !(area->flags & packet->opaque))
 		return 0;
-	packet->access = area->opaque_access;
+	packet->access = is_listening(area, packet) ? area->access : area->opaque_access;
 	return 1;
 }
 
 static __always_inline int is_in_area(struct packet *packet)
 {
-	__u32 all = packet->destination.protocol == IPPROTO_TCP ? ALL_TCP : ALL_UDP;
 	struct area *area;
 
 	/* Packets without ports have been judged by their address. */
@@ -521,7 +602,7 @@ static __always_inline int is_in_area(struct packet *packet)
 	if (!area)
 		return 0;
 	packet->access = area->access;
-	return area->flags & (all | ALL_PROTOCOLS) || in_range(area, &packet->destination);
+	return is_listening(area, packet);
 }
 
 /* Whether a NAT backend has this address and port; for a fragment, any port of the protocol. */
@@ -812,9 +893,10 @@ static __always_inline void *skip_link(struct ethhdr *ethernet, void *end, __be1
 	return tag;
 }
 
-static __always_inline int read_packet(struct packet *packet, void *start, void *end)
+static __always_inline int read_packet(struct packet *packet, const struct frame *frame)
 {
-	struct ethhdr *ethernet = start;
+	struct ethhdr *ethernet = frame->start;
+	void *end = frame->end;
 	__be16 protocol = 0;
 	void *network = skip_link(ethernet, end, &protocol);
 	__be16 *ports;
@@ -825,7 +907,7 @@ static __always_inline int read_packet(struct packet *packet, void *start, void 
 		if (!read_ipv4(packet, network, end))
 			return 0;
 	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
-		if (!read_ipv6(packet, network, end))
+		if (!read_ipv6(packet, network, frame))
 			return 0;
 	} else {
 		return 0;
@@ -848,7 +930,11 @@ static __always_inline int read_packet(struct packet *packet, void *start, void 
 SEC("xdp.frags")
 int holdfast_steer(struct xdp_md *ctx)
 {
-	void *start = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct frame frame = {
+		.start = (void *)(long)ctx->data,
+		.end = (void *)(long)ctx->data_end,
+		.xdp = ctx,
+	};
 	struct packet packet = {};
 	__u64 *counter = 0;
 	__u32 only = 0;
@@ -856,8 +942,8 @@ int holdfast_steer(struct xdp_md *ctx)
 
 	if (!count)
 		return XDP_PASS;
-	if (is_to_nic(start, end) && read_packet(&packet, start, end))
-		counter = judge(&packet, end, count);
+	if (is_to_nic(frame.start, frame.end) && read_packet(&packet, &frame))
+		counter = judge(&packet, frame.end, count);
 	if (!counter) {
 		count->passed++;
 		return XDP_PASS;
@@ -877,9 +963,9 @@ static __always_inline int has_ended(void)
 	return end && *end && bpf_ktime_get_ns() > *end;
 }
 
-/* Bytes that decide: Ethernet, two VLAN tags, the longest IPv4 header (an IPv6 header and a fragment
- * header are shorter), ports. */
-#define GUARD_LEN (ETH_HLEN + 8 + 60 + 4)
+/* Bytes that decide: Ethernet, two VLAN tags, an IPv6 header with some extensions (the longest IPv4
+ * header has 60 bytes), ports. Behind longer extensions the address decides. */
+#define GUARD_LEN (ETH_HLEN + 8 + 128 + 4)
 
 /* The guard, behind the XDP program at ingress: drops the packets that the XDP program would
  * redirect. Only packets that it missed come here, because it was removed, replaced, or has not yet
@@ -893,7 +979,7 @@ int holdfast_guard(struct __sk_buff *skb)
 	struct packet packet = {};
 	__u32 only = 0, len = skb->len < GUARD_LEN ? skb->len : GUARD_LEN;
 	struct counters *count = bpf_map_lookup_elem(&counts, &only);
-	void *start, *end;
+	struct frame frame = { .skb = skb };
 
 	/* Also ignores frames for other hosts, as the kernel's TCP does. */
 	if (!count || skb->pkt_type != PACKET_HOST || has_ended())
@@ -901,9 +987,9 @@ int holdfast_guard(struct __sk_buff *skb)
 	/* Headers may lie outside of the linear part, which is all that a program can read. */
 	if ((long)skb->data_end - (long)skb->data < len)
 		bpf_skb_pull_data(skb, len);
-	start = (void *)(long)skb->data;
-	end = (void *)(long)skb->data_end;
-	if (!read_packet(&packet, start, end) || packet.icmp || !judge(&packet, end, count))
+	frame.start = (void *)(long)skb->data;
+	frame.end = (void *)(long)skb->data_end;
+	if (!read_packet(&packet, &frame) || packet.icmp || !judge(&packet, frame.end, count))
 		return TC_ACT_UNSPEC;
 	count->guarded++;
 	return TC_ACT_SHOT;

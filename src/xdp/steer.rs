@@ -27,6 +27,8 @@ mod number {
     pub const IPV6: u8 = 41;
     pub const FRAGMENT: u8 = 44;
     pub const ICMPV6: u8 = 58;
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const DESTINATION: u8 = 60;
     /// `is_extension` of the C code.
     pub const EXTENSIONS: [u8; 8] = [0, 43, FRAGMENT, 51, 60, 135, 139, 140];
 }
@@ -38,6 +40,8 @@ const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
 const ICMP_LEN: usize = 8;
 /// Largest number of VLAN tags to skip.
 const MAX_TAGS: usize = 2;
+/// Largest number of IPv6 extension headers to skip.
+const MAX_EXTENSIONS: usize = 4;
 /// All values of a protocol in a rule: `HAS_ANY` of the C code.
 const ANY: &[Protocol] = &[Protocol::Any, Protocol::Tcp, Protocol::Udp];
 
@@ -237,27 +241,30 @@ impl SteerModel {
     /// Returns the VIP whose lists apply to a packet, or `Some(None)` if only those of all VIPs do;
     /// `None`: none do.
     fn checked_vip(&self, packet: &Packet<'_>) -> Option<Option<VipId>> {
-        let destination = packet.destination;
-        let protocol = Protocol::from_number(destination.protocol);
-        if let (None, Some((protocol, port))) = (packet.icmp, protocol.zip(destination.port)) {
-            let there = |port| {
-                let key = ListenKey { address: destination.address, port, protocol };
-                self.checks.iter().find(move |check| exact(check.listen) == Some(key))
-            };
-            let key = |port| ListenKey { address: destination.address, port, protocol };
-            let is_exact = self.vips.contains(&key(port)) || self.vips.contains(&key(0));
-            if is_exact {
-                let at = if self.vips.contains(&key(port)) { port } else { 0 };
-                return there(at).map(|check| Some(check.vip));
-            }
+        let Service { address, port, .. } = packet.destination;
+        let protocol = Protocol::from_number(packet.destination.protocol);
+        let key = |port| Some(ListenKey { address, port, protocol: protocol? });
+        let listens = |port| key(port).filter(|key| self.vips.contains(key));
+        if let Some(key) = port.and_then(|port| listens(port).or_else(|| listens(0))) {
+            let check = self.checks.iter().find(|check| exact(check.listen) == Some(key))?;
+            return Some(Some(check.vip));
         }
-        let by_port = packet.opaque.is_empty() && packet.icmp.is_none();
+        let by_area = packet.icmp.is_none()
+            && self.wants(address, |wanted, ports| match (protocol, port) {
+                (None, _) => wanted == Protocol::Any,
+                (Some(_), None) => false,
+                (Some(protocol), Some(port)) => {
+                    wanted == Protocol::Any || (wanted == protocol && ports.contains(port))
+                }
+            });
         let mut around = self.checks.iter().filter(|check| {
-            check.listen.network.contains(destination.address)
-                && !(by_port && exact(check.listen).is_some())
+            check.listen.network.contains(address) && !(by_area && exact(check.listen).is_some())
         });
         let first = around.next()?;
-        Some(around.all(|other| other.vip == first.vip).then_some(first.vip))
+        let alike = |other: &AccessCheck| {
+            other.vip == first.vip || first.lists.is_some() && other.lists == first.lists
+        };
+        Some((by_area || around.all(alike)).then_some(first.vip))
     }
 
     /// Iterates over the VIP entries of an address. A local address stays with the kernel, unless
@@ -455,35 +462,52 @@ fn read_ipv6(network: &[u8]) -> Option<Packet<'_>> {
     let destination = destination.first_chunk::<16>()?;
     let [first, ..] = *destination;
     let (source, destination) = (Address::from_v6(*source), Address::from_v6(*destination));
-    let mut packet = Packet::new(source, destination, *next, first == 0xff);
-    packet.v4 = false;
-    match *next {
-        next if has_ports(next) => return Some(packet.with_ports(rest)),
-        number::ICMPV6 => packet.icmp = Some(rest),
-        number::FRAGMENT => return read_fragment(packet, rest),
-        next if number::EXTENSIONS.contains(&next) => packet.opaque = ANY,
-        next => packet.opaque = opaque(next),
+    let Skipped { next, behind, fragment } = skip_extensions(*next, rest);
+    let mut packet = Packet::new(source, destination, next, first == 0xff);
+    (packet.v4, packet.fragment) = (false, fragment.is_some());
+    if number::EXTENSIONS.contains(&next) {
+        packet.opaque = ANY;
+    } else if !has_ports(next) || packet.fragment {
+        packet.opaque = opaque(next);
     }
-    Some(packet)
-}
-
-/// Parses an IPv6 fragment header: sets the protocol, and the ports of a first fragment.
-fn read_fragment<'p>(mut packet: Packet<'p>, rest: &'p [u8]) -> Option<Packet<'p>> {
-    (packet.opaque, packet.fragment) = (ANY, true);
-    let Some(([next, _, o0, o1, ..], behind)) = rest.split_first_chunk::<8>() else {
-        return Some(packet);
-    };
-    if number::EXTENSIONS.contains(next) {
-        return Some(packet);
-    }
-    packet.opaque = opaque(*next);
-    (packet.source.protocol, packet.destination.protocol) = (*next, *next);
-    let is_first = u16::from_be_bytes([*o0, *o1]) & IPV6_FRAGMENT_OFFSET == 0;
-    match *next {
-        number::ICMPV6 => None,
-        next if has_ports(next) && is_first => Some(packet.with_ports(behind)),
+    let has_transport = fragment.is_none_or(|offset| offset == 0);
+    match next {
+        number::ICMPV6 if packet.fragment => None,
+        number::ICMPV6 => Some(Packet { icmp: Some(behind), ..packet }),
+        next if has_ports(next) && has_transport => Some(packet.with_ports(behind)),
         _ => Some(packet),
     }
+}
+
+/// What is behind IPv6 extension headers.
+struct Skipped<'p> {
+    /// Number of the header there.
+    next: u8,
+    /// The bytes there.
+    behind: &'p [u8],
+    /// Offset of the fragment, if there was a fragment header.
+    fragment: Option<u16>,
+}
+
+fn skip_extensions(next: u8, behind: &[u8]) -> Skipped<'_> {
+    let mut skipped = Skipped { next, behind, fragment: None };
+    for _ in 0..MAX_EXTENSIONS {
+        let Some((&[next, len, o0, o1, ..], rest)) = skipped.behind.split_first_chunk::<8>() else {
+            break;
+        };
+        match (skipped.next, skipped.fragment) {
+            (number::HOP_BY_HOP | number::DESTINATION, None | Some(0)) => {
+                skipped.behind = rest.get(usize::from(len) * 8..).unwrap_or_default();
+            }
+            (number::FRAGMENT, None) => {
+                skipped.fragment = Some(u16::from_be_bytes([o0, o1]) & IPV6_FRAGMENT_OFFSET);
+                skipped.behind = rest;
+            }
+            _ => break,
+        }
+        skipped.next = next;
+    }
+    skipped
 }
 
 /// Returns the destination of a quoted packet, and whether it was a fragment.

@@ -11,12 +11,13 @@ use tracing::error;
 
 use super::steering::Steering;
 use super::world::World;
-use crate::config;
+use crate::config::{self, Config, Vip};
 use crate::control::admin::Reply;
 use crate::control::api::{DenyEntry, DenyList, DenyRequest, ListSize};
 use crate::control::denied::{Added, MAX_DENIED};
 use crate::control::events::{Kind, NewEvent};
 use crate::control::flows;
+use crate::control::identity::continued;
 use crate::control::list_loader::{ListLoader, Outcome};
 use crate::control::lists::Lists;
 use crate::control::refusal::Refusal;
@@ -27,6 +28,9 @@ use crate::units::Ticks;
 
 /// Longest wait of a reload for the lists; a longer change is completed after it.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Longest time between two attempts to set lists that failed: each may take as long as a change of
+/// all prefixes.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The lists in the XDP programs.
 pub(super) struct Access {
@@ -35,8 +39,10 @@ pub(super) struct Access {
     sent: Lists,
     /// Their outcome, until it is known.
     waiting: Option<oneshot::Receiver<Outcome>>,
-    /// Whether the last outcome was an error; the lists are sent again every second.
-    failed: bool,
+    /// Failures since the last success.
+    failures: u32,
+    /// After a failure: when the lists are sent again.
+    next_attempt: Instant,
     /// Packets that the lists had dropped when a VIP got its index.
     bases: HashMap<VipId, AccessDrops>,
 }
@@ -59,8 +65,14 @@ impl Target {
 
 impl Access {
     pub(super) fn new(maps: Box<dyn AccessMaps>) -> Self {
-        let (sent, bases) = (Lists::default(), HashMap::new());
-        Self { loader: ListLoader::start(maps), sent, waiting: None, failed: false, bases }
+        Self {
+            loader: ListLoader::start(maps),
+            sent: Lists::new(),
+            waiting: None,
+            failures: 0,
+            next_attempt: Instant::now(),
+            bases: HashMap::new(),
+        }
     }
 
     /// Puts the first lists into force.
@@ -94,39 +106,51 @@ impl Access {
         self.waiting = Some(self.loader.load(lists));
     }
 
-    /// Waits for the lists that were sent last, for a bounded time.
-    pub(super) async fn settle(&mut self) {
+    /// Waits for the lists that were sent last, for a bounded time: a longer change goes on.
+    ///
+    /// # Errors
+    /// The reason why not all of them are in force.
+    pub(super) async fn settle(&mut self) -> Result<(), String> {
         if let Some(outcome) = &mut self.waiting
             && let Ok(outcome) = timeout(PATIENCE, outcome).await
         {
             self.waiting = None;
-            self.note(outcome.unwrap_or_else(|_| Err(no_thread())));
+            let outcome = outcome.unwrap_or_else(|_| Err(no_thread()));
+            self.note(&outcome);
+            return outcome;
         }
+        Ok(())
     }
 
     /// Whether a change is in progress, or could not be made.
-    fn is_pending(&self) -> bool {
-        self.waiting.is_some() || self.failed
+    pub(super) const fn is_pending(&self) -> bool {
+        self.waiting.is_some() || self.failures > 0
     }
 
-    fn note(&mut self, outcome: Outcome) {
-        let failed_before = std::mem::replace(&mut self.failed, outcome.is_err());
-        if let (Err(reason), false) = (outcome, failed_before) {
-            error!("XDP program: lists could not be set: {reason}; tried again every second");
+    fn note(&mut self, outcome: &Outcome) {
+        let Err(reason) = outcome else {
+            self.failures = 0;
+            return;
+        };
+        if self.failures == 0 {
+            error!("XDP program: lists could not be set: {reason}; tried again");
         }
+        let pause = Duration::from_secs(1 << self.failures.min(6)).min(LONGEST_PAUSE);
+        self.next_attempt = Instant::now() + pause;
+        self.failures = self.failures.saturating_add(1);
     }
 
-    /// Sends lists that have changed or failed, once a second.
+    /// Sends lists that have changed, or failed some time ago.
     pub(super) fn retry(&mut self, world: &World) {
         use oneshot::error::TryRecvError;
         match self.waiting.as_mut().map(oneshot::Receiver::try_recv) {
             Some(Err(TryRecvError::Empty)) => return,
-            Some(Ok(outcome)) => self.note(outcome),
-            Some(Err(TryRecvError::Closed)) => self.note(Err(no_thread())),
+            Some(Ok(outcome)) => self.note(&outcome),
+            Some(Err(TryRecvError::Closed)) => self.note(&Err(no_thread())),
             None => {}
         }
         self.waiting = None;
-        if self.failed {
+        if self.failures > 0 && self.next_attempt <= Instant::now() {
             self.send(self.sent.clone());
         }
         self.follow(world);
@@ -190,19 +214,21 @@ impl Access {
         }
         world.save();
         let lists = Lists::of(&world.config.access, &world.registry);
-        // Sent even without a change: its outcome is that of the lists as they are. The outcome of
-        // this order is for the client; one more, which changes nothing after a success, is for
-        // the retry after a failure.
+        // Sent even without a change: its outcome is that of the lists as they are.
         let outcome = self.loader.load(lists.clone());
-        self.send(lists);
-        steering.follow_or_retry(world);
+        let (copy, waiting) = oneshot::channel();
+        (self.sent, self.waiting) = (lists, Some(waiting));
+        // The first prefix of a list changes the rules, too.
+        let steered = steering.follow(world);
         tokio::spawn(async move {
             let outcome = outcome.await.unwrap_or_else(|_| Err(no_thread()));
+            // For the retry after a failure, unless another order came since.
+            _ = copy.send(outcome.clone());
             let refused = |reason| {
-                let error = format!("the list is changed, but not in force: {reason}");
+                let error = format!("the list is changed, but not in force: {reason}; tried again");
                 Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error)
             };
-            _ = reply.send(outcome.map_err(refused).and(entry));
+            _ = reply.send(outcome.and(steered).map_err(refused).and(entry));
         });
     }
 
@@ -337,4 +363,27 @@ fn remove(world: &mut World, lists: &Lists, target: &Target) -> Result<DenyEntry
     let text = format!("{prefix} is no longer denied{}", scope(target.name()));
     world.journal.record(NewEvent::about(Kind::DenyRemoved, target.name()), text);
     Ok(DenyEntry { prefix, vip: target.name().map(str::to_owned), ends_in_s: None })
+}
+
+/// Checks a new configuration against the prefixes of run time: a VIP that has some must not share
+/// addresses with another, as for new ones ([`own_list_refusal`]).
+pub(super) fn check(world: &World, new: &Config) -> Result<(), Refusal> {
+    let old: Vec<&VipEntry> = world.registry.vips().iter().collect();
+    let configs: Vec<&Vip> = old.iter().map(|vip| &vip.config).collect();
+    let denies: HashSet<VipId> = world.registry.denied().iter().filter_map(|(id, ..)| id).collect();
+    for (vip, before) in new.vips.iter().zip(continued(&configs, &new.vips)) {
+        let Some(before) = before.and_then(|index| old.get(index)) else { continue };
+        let meets = |other: &&Vip| other.name != vip.name && config::share_lists(vip, other);
+        if denies.contains(&before.id)
+            && let Some(other) = new.vips.iter().find(meets)
+        {
+            let error = format!(
+                "VIP {} has prefixes of `holdfast deny`, and would share addresses with VIP {}, \
+                 which must have the same lists: remove the prefixes first",
+                before.config.name, other.name
+            );
+            return Err(Refusal::new(StatusCode::CONFLICT, error));
+        }
+    }
+    Ok(())
 }

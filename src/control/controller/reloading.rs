@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tracing::{error, info};
 
+use super::access;
 use super::parts::Parts;
 use super::removing::{notify_removals, notify_renames, removals};
 use super::world::World;
@@ -172,7 +173,7 @@ async fn reload(parts: &mut Parts, new: Config, dry_run: bool) -> Result<Reloade
     let removals = removals(&parts.world, &new).await;
     let flows = removals.iter().map(FlowsRemoved::from).collect();
     if dry_run {
-        return Ok(Reloaded { changes, dry_run, flows });
+        return Ok(Reloaded { changes, dry_run, flows, lists_pending: false });
     }
     let renames = reload::renames(&parts.world.config, &new);
     take_over(parts, new).await.map_err(refuse)?;
@@ -186,7 +187,8 @@ async fn reload(parts: &mut Parts, new: Config, dry_run: bool) -> Result<Reloade
     let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
     journal.record(NewEvent::new(Kind::Reload).with("changes", count), text);
     put_into_force(parts).await?;
-    Ok(Reloaded { changes, dry_run, flows })
+    let lists_pending = parts.access.is_pending();
+    Ok(Reloaded { changes, dry_run, flows, lists_pending })
 }
 
 /// Checks that a reload can apply `new`.
@@ -199,6 +201,7 @@ async fn check(parts: &mut Parts, new: &Config) -> Result<(), Refusal> {
             format!("{keys} {what} (a reload changes [[vip]], [access], [tunnel] and [icmp] only)");
         return Err(Refusal::new(StatusCode::CONFLICT, error));
     }
+    access::check(&parts.world, new)?;
     parts.announcing.check(new).await.map_err(unprocessable)
 }
 
@@ -240,18 +243,21 @@ async fn put_into_force(parts: &mut Parts) -> Result<(), Refusal> {
     let Parts { world, steering, access, announcing, .. } = parts;
     access.index(world, steering);
     access.follow(world);
-    access.settle().await;
+    let listed = access.settle().await;
     let removed = steering.withdraw(world);
     world.publish();
     let steered = removed.and_then(|()| steering.follow(world));
     let announced = announcing.announce(world).await;
-    steered.map_err(|reason| in_force(&format!("the XDP program's rules are not: {reason}")))?;
-    announced.map_err(|error| in_force(&error.to_string()))
+    let listed = listed.err().map(|reason| format!("the deny and allow lists are not: {reason}"));
+    let steered = steered.err().map(|reason| format!("the XDP program's rules are not: {reason}"));
+    let announced = announced.err().map(|error| error.to_string());
+    let failures: Vec<String> = [listed, steered, announced].into_iter().flatten().collect();
+    if failures.is_empty() { Ok(()) } else { Err(in_force(&failures.join("; "))) }
 }
 
 /// Returns the refusal for a failure after the new configuration was in force.
 fn in_force(what: &str) -> Refusal {
-    let error = format!("the configuration is in force, but {what}; tried again every second");
+    let error = format!("the configuration is in force, but {what}; tried again");
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error)
 }
 

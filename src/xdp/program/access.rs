@@ -64,7 +64,7 @@ impl Words {
 
     /// Returns the word of a single port, or of all ports, of a single address.
     pub(super) fn of_key(&self, key: &ListenKey) -> u32 {
-        self.exact.get(key).map_or(0, |check| self.word(Some(check)))
+        self.exact.get(key).map_or(0, |check| self.word(check))
     }
 
     /// Returns the words of an area: for packets that match by a port range, by all ports or by all
@@ -80,17 +80,22 @@ impl Words {
                 by_port.add(check);
             }
         }
-        [by_port, all].map(|common| {
-            common.first.map_or(0, |first| self.word((!common.differs).then_some(first)))
+        // The configuration gives the same lists to VIPs that share ports and addresses. Prefixes of
+        // run time may differ after a start with another configuration.
+        [(by_port, true), (all, false)].map(|(common, by_port)| match common.first {
+            None => 0,
+            Some(only) if !common.differs => self.word(only),
+            Some(first) if by_port || common.lists.is_some() => {
+                self.global | own(first.own) | slot(first.vip)
+            }
+            Some(_) => self.global | NO_VIP,
         })
     }
 
-    /// Returns the word of a listener; `None`: of packets that may be for several VIPs.
-    fn word(&self, check: Option<&AccessCheck>) -> u32 {
-        let Some(AccessCheck { vip, own, rate, .. }) = check else { return self.global | NO_VIP };
-        let flag = |present, flag| if present { flag } else { 0 };
-        let own = flag(own.deny, bit::OWN_DENY) | flag(own.allow, bit::OWN_ALLOW);
-        self.global | own | flag(rate.is_some(), bit::RATED) | slot(*vip)
+    /// Returns the word of a listener.
+    fn word(&self, check: &AccessCheck) -> u32 {
+        let rated = if check.rate.is_some() { bit::RATED } else { 0 };
+        self.global | own(check.own) | rated | slot(check.vip)
     }
 }
 
@@ -104,21 +109,36 @@ pub(super) fn rates(rules: &SteerRules) -> BTreeMap<u32, [u32; 2]> {
 }
 
 fn global(present: ListsPresent) -> u32 {
-    let flag = |present, flag| if present { flag } else { 0 };
-    flag(present.deny, bit::GLOBAL_DENY) | flag(present.allow, bit::GLOBAL_ALLOW)
+    bits(present, bit::GLOBAL_DENY, bit::GLOBAL_ALLOW)
 }
 
-/// The VIP that listeners have in common.
+fn own(present: ListsPresent) -> u32 {
+    bits(present, bit::OWN_DENY, bit::OWN_ALLOW)
+}
+
+fn bits(present: ListsPresent, deny: u32, allow: u32) -> u32 {
+    let bit = |present, bit| if present { bit } else { 0 };
+    bit(present.deny, deny) | bit(present.allow, allow)
+}
+
+/// What listeners have in common.
 #[derive(Default)]
 struct Common<'c> {
     first: Option<&'c AccessCheck>,
+    /// They are of several VIPs.
     differs: bool,
+    /// [`AccessCheck::lists`] of all of them.
+    lists: Option<VipId>,
 }
 
 impl<'c> Common<'c> {
     fn add(&mut self, check: &'c AccessCheck) {
-        let first = self.first.get_or_insert(check);
+        let Some(first) = self.first else {
+            (self.first, self.lists) = (Some(check), check.lists);
+            return;
+        };
         self.differs |= first.vip != check.vip;
+        self.lists = self.lists.filter(|lists| check.lists == Some(*lists));
     }
 }
 
