@@ -86,9 +86,6 @@ class Facts:
         found = [vip for vip in self.vips if vip.listens(address, protocol, port)]
         return max(found, key=lambda vip: _precedence(vip, port), default=None)
 
-    def has_vip_address(self, address):
-        return any(ipaddress.ip_address(address) in vip.network for vip in self.vips)
-
     def vip(self, name):
         return next(vip for vip in self.vips if vip.name == name)
 

@@ -18,7 +18,7 @@ from rewriting import error_across, error_to_client, fewer_hops, fragments, fram
 OUTER_HOPS = 64
 # Bytes of an IP header.
 LEAST = {4: 20, 6: 40}
-DROPS = {"expired": "ttl_exceeded", "too_big": "too_big", "no_vip": "no_vip", "no_flow": "request_no_flow"}
+DROPS = {"expired": "ttl_exceeded", "too_big": "too_big", "no_flow": "request_no_flow"}
 # Type and code by IP version.
 ERRORS = {"expired": {4: (11, 0), 6: (3, 0)}, "too_big": {4: (3, 4), 6: (2, 0)}}
 # Longest errors: 98 bytes with the Ethernet header, as in other balancers; RFC 4443 2.4 (c).
@@ -66,14 +66,13 @@ class Oracle:
     def expect(self, data, backend):
         """Returns the expected result of a well-formed packet from a client, if `backend` (a name) is chosen.
 
-        One of "kernel", "no_vip", "no_flow", "out", "too_big", "expired".
+        One of "kernel", "no_flow", "out", "too_big", "expired".
         """
         headers = Headers(data)
         _, _, destination, port, protocol = self._datagram(headers)
         vip = self.facts.vip_of(destination, protocol, port)
         if vip is None:
-            # The XDP program does not read ports behind an extension header; a worker does.
-            return "no_vip" if headers.extensions and self.facts.has_vip_address(destination) else "kernel"
+            return "kernel"
         if vip.forward in TRANSLATING and headers.hops <= 1:
             return "expired"
         if vip.forward == "full_nat" and self._is_lone_reset(data, headers):
