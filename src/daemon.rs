@@ -158,7 +158,7 @@ fn run_after(
     control_socket: ControlSocket,
     mut predecessor: Option<Successor>,
 ) -> Result<(), DaemonError> {
-    // The verifier and the tables take as long as each other.
+    // Neither needs the other, and each takes a processor some time.
     let (nics, tables) = thread::scope(|scope| {
         let nics = started(scope, || open_nics(&config));
         let tables = open_tables(&config, predecessor.as_ref());
@@ -366,7 +366,7 @@ fn random_seed() -> Result<u64, DaemonError> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-/// Opens all NICs at once: loading a program takes a processor some hundred milliseconds.
+/// Opens all NICs at once: loading a program takes a processor about a hundred milliseconds.
 fn open_nics(config: &Config) -> Result<Vec<ServedNic>, DaemonError> {
     thread::scope(|scope| {
         let open = |wanted| started(scope, move || open_nic(config, wanted));

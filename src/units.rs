@@ -43,7 +43,7 @@ impl Ticks {
 
     /// Returns the ticks from `earlier` to `self`, up to 497 days less an hour; 0 when `earlier` is
     /// later by up to an hour (another thread's newer clock). What was recorded 300 days ago, in a
-    /// table that nobody sweeps, is old.
+    /// table that is never swept, is old.
     #[inline]
     pub const fn since(self, earlier: Self) -> Self {
         let span = self.0.wrapping_sub(earlier.0);

@@ -314,7 +314,7 @@ mod tests {
         }
     }
 
-    /// An allow list for which there is no room denies nobody, also when it is given up.
+    /// An allow list for which there is no room denies no source, also when it is given up.
     #[test]
     fn an_allow_list_that_cannot_be_loaded_stays_open() {
         for room in 0..4 {

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from world import BACKENDS, HERE, Failed, Holdfast, Lab, check
+from world import BACKENDS, HERE, Failed, Holdfast, Lab, check, finish
 
 # Port of greeter.py.
 GREETER = 9001
@@ -204,15 +204,7 @@ def parse():
 def main():
     arguments = parse()
     flood = Flood(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        report = flood.run()
-    except Failed as failed:
-        log = flood.lab.state / "holdfast.log"
-        tail = log.read_text(encoding="utf-8").splitlines()[-20:] if log.exists() else []
-        sys.exit("\n".join([f"flood: {failed}", *tail]))
-    finally:
-        flood.lab.down()
+    report = finish("flood", flood.lab, flood.run)
     print(json.dumps(report) if arguments.json else table(report))
     return 1 if report["established_lost"] or report["honest_new_ok_share"] < LEAST_SHARE else 0
 

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import actions as kinds
-from world import ECHO, HERE, IDLE, Config, Failed, Holdfast, Lab
+from world import ECHO, HERE, IDLE, Config, Failed, Holdfast, Lab, finish
 
 # Longest pause between two actions in seconds.
 PAUSE_S = 4
@@ -179,15 +179,7 @@ def main():
     arguments = parse()
     print(f"soak: {arguments.minutes:g} minutes, seed {arguments.seed}", file=sys.stderr, flush=True)
     soak = Soak(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        report = soak.run()
-    except Failed as failed:
-        log = soak.lab.state / "holdfast.log"
-        tail = log.read_text(encoding="utf-8").splitlines()[-20:] if log.exists() else []
-        sys.exit("\n".join([f"soak: {failed}; seed {arguments.seed}", *tail]))
-    finally:
-        soak.lab.down()
+    report = finish(f"soak, seed {arguments.seed}", soak.lab, soak.run)
     print(json.dumps(report) if arguments.json else table(report))
     return 1 if report["broken_unexplained"] or report["pins_lost"] else 0
 

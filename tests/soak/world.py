@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -198,3 +199,16 @@ class Holdfast:
         if code != 0:
             raise Failed(f"holdfast has ended with {code} after a hand-over")
         self.wait_up()
+
+
+def finish(name, lab, run):
+    """Returns what RUN returns, and removes the lab. A failure, or SIGTERM, ends this program."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return run()
+    except Failed as failed:
+        log = lab.state / "holdfast.log"
+        tail = log.read_text(encoding="utf-8").splitlines()[-20:] if log.exists() else []
+        sys.exit("\n".join([f"{name}: {failed}", *tail]))
+    finally:
+        lab.down()
