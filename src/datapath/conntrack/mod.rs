@@ -264,9 +264,10 @@ impl Conntrack {
         let SharedTables { fragments, taken_over, .. } = context.shared;
         let moved = *taken_over || fragments.generation() != 0;
         let elsewhere = !tcp && (moved || context.table.has_lost());
-        // A SYN that is retransmitted to another worker chooses the same backend by itself; but a
-        // backend that sees another source address takes it for another connection.
-        if opens && !elsewhere && !snat::wanted(packet, context) {
+        // A SYN that is retransmitted to another worker (Linux takes another hash, and so another
+        // queue, after each time-out: tcp_write_timeout) chooses the same backend where the hash
+        // alone does. But a backend that sees another source address takes it for another connection.
+        if opens && !elsewhere && !snat::wanted(packet, context) && is_hashed(packet, context) {
             return Err(Miss::Open.into());
         }
         let miss = if opens { Miss::Open } else { Miss::NonSyn };
@@ -540,6 +541,11 @@ impl Conntrack {
     pub fn sweep(&mut self, context: &Context<'_>, backlog: &mut TxBacklog) -> bool {
         self.sweep.run(&mut self.tables, context, backlog)
     }
+}
+
+/// Whether the hash alone chooses the backend of a packet without a pin, whichever worker has it.
+fn is_hashed(packet: &Packet, context: &Context<'_>) -> bool {
+    context.table.vip(packet.vip).is_none_or(|vip| vip.scheduler.kind().is_pure_hash())
 }
 
 /// Returns the changes of a backend's packet in a flow.

@@ -4,7 +4,7 @@ use super::*;
 use crate::datapath::batch::{Direction, FragmentKind, TcpFlags};
 use crate::datapath::testing::*;
 use crate::flow::snat::SnatTable;
-use crate::forwarding::VipSpec;
+use crate::forwarding::{SchedulerKind, VipSpec};
 use crate::net::Family;
 
 const ESTABLISHED: State = State::ESTABLISHED;
@@ -98,6 +98,30 @@ fn datagrams_of_an_earlier_process_find_their_pin_at_another_worker() {
         then.pin(&packet, backend, Rule::Scheduler, &context).unwrap();
         let mut now = bed.conntrack(0);
         assert_eq!(outcome(now.track(&packet, &bed.context(0, 10))), expected, "{taken_over}");
+    }
+}
+
+/// A SYN that is sent again may come to another worker. Where the choice depends on more than the
+/// hash, it would get another backend there.
+#[test]
+fn a_syn_that_is_sent_again_to_another_worker_keeps_its_backend() {
+    for forward in [Forward::Dsr, Forward::Nat, Forward::FullNat] {
+        for (scheduler, expected) in [
+            (SchedulerKind::Maglev { size: 1009 }, "open"),
+            (SchedulerKind::RoundRobin, "forward"),
+            (SchedulerKind::LeastConnections, "forward"),
+        ] {
+            let mut bed =
+                Bed::new(2, &[with(vip(forward, 2), |policy| policy.scheduler = scheduler)]);
+            let mut first = bed.conntrack(0);
+            let syn = open(&mut bed, &mut first, 1, 0);
+            let mut second = bed.conntrack(1);
+            let context = bed.context(1, 100);
+            let again = second.track(&syn, &context);
+            // A SNAT port is the flow's own, whatever chooses.
+            let expected = if forward == Forward::FullNat { "forward" } else { expected };
+            assert_eq!(outcome(again), expected, "{forward:?} {scheduler:?}");
+        }
     }
 }
 
