@@ -116,12 +116,21 @@ impl Sender {
 
     fn take(&mut self, order: Order) {
         match order {
-            Order::Tell(all) => self.first.extend(all.into_iter().map(|one| (one, TIMES))),
-            Order::Forget(gone) => {
-                self.first.retain(|(one, _)| !gone.contains(&one.address));
-                self.again.retain(|(_, (one, _))| !gone.contains(&one.address));
+            Order::Tell(all) => {
+                // What is left of an older one may have another MAC, which the NIC had before.
+                let place = |one: &Announcement| (one.ifindex, one.address);
+                let told: HashSet<(u32, IpAddr)> = all.iter().map(place).collect();
+                self.keep(|one| !told.contains(&place(one)));
+                self.first.extend(all.into_iter().map(|one| (one, TIMES)));
             }
+            Order::Forget(gone) => self.keep(|one| !gone.contains(&one.address)),
         }
+    }
+
+    /// Cancels the announcements that `stays` does not select.
+    fn keep(&mut self, stays: impl Fn(&Announcement) -> bool) {
+        self.first.retain(|(one, _)| stays(one));
+        self.again.retain(|(_, (one, _))| stays(one));
     }
 
     fn send_batch(&mut self, now: Instant) {
@@ -322,6 +331,25 @@ mod tests {
         advertiser.forget(HashSet::from([Ipv4Addr::from_bits(1).into()]));
         sleep(Duration::from_secs(3)).await;
         assert_eq!([times(&log, 0), times(&log, 1), times(&log, 2)], [2, 1, 2]);
+    }
+
+    /// A NIC gets another MAC twice within a second: the repetition of the first announcement must not
+    /// contradict the second.
+    #[tokio::test(start_paused = true)]
+    async fn a_newer_announcement_of_an_address_replaces_an_older_one() {
+        let (advertiser, log) = advertiser(0);
+        let at_mac = |mac: u8| {
+            let mut all = announcements(2);
+            all.iter_mut().for_each(|one| one.frames = vec![vec![mac]]);
+            all
+        };
+        advertiser.announce(at_mac(1));
+        sleep(REPEAT / 2).await;
+        advertiser.announce(at_mac(2));
+        sleep(Duration::from_secs(3)).await;
+        let frames: Vec<u8> =
+            log.lock().unwrap().iter().flat_map(|(_, frame)| frame.clone()).collect();
+        assert_eq!(frames, [1, 1, 2, 2, 2, 2]);
     }
 
     #[tokio::test(start_paused = true)]

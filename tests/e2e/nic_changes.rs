@@ -4,6 +4,7 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use holdfast::control::api::HealthState;
 use serde_json::Value;
 
 use crate::e2e::guard::{Capture, guard};
@@ -203,5 +204,26 @@ fn no_connection_breaks_when_the_program_goes_or_the_mac_changes() {
         capture.assert_no_reset(change);
     }
     assert_eq!(told(&holdfast, "nic_fault"), ["program_gone", "mac_changed"]);
+    holdfast.stop();
+}
+
+/// Each MAC is announced twice, a second apart: the first one must not be announced after the second.
+#[test]
+fn backends_know_the_last_of_two_macs() {
+    let lab = Lab::up(Topology::Stick);
+    let vips = Family::ALL.map(|family| vip("dsr", family, false));
+    let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vips.to_vec()));
+    for mac in [OTHER_MAC, BALANCER_MACS[0]] {
+        lab.run("lb", &["ip", "link", "set", "eth0", "address", mac]);
+        sleep(Duration::from_millis(600));
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        for vip in &holdfast.status().vips {
+            let up = vip.backends.iter().filter(|backend| backend.health == HealthState::Up);
+            assert_eq!(up.count(), 3, "{:?} after the change: {vip:#?}", begun.elapsed());
+        }
+        sleep(Duration::from_millis(50));
+    }
     holdfast.stop();
 }
