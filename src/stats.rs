@@ -121,6 +121,8 @@ named! {
     Unreachable = "icmp_unreachable_sent",
     /// TCP segments without a backend to go to, answered with a RST.
     Rejected = "rejects_sent",
+    /// SYNs for VIPs with `syn_proxy`, answered with a cookie.
+    SynCookie = "syn_cookies_sent",
 }
 
 named! {
@@ -220,6 +222,12 @@ named! {
     IcmpType = "icmp_type",
     /// An ICMP error about a flow that is not of a VIP.
     IcmpNoFlow = "icmp_no_flow",
+    /// VIPs with `syn_proxy`: belongs to no flow that is known here, and proves none.
+    NoCookie = "no_cookie",
+    /// VIPs with `syn_proxy`: comes before the backend has answered, or does not fit its answer.
+    SynProxyWaits = "syn_proxy_waits",
+    /// VIPs with `syn_proxy`: opens a flow, and its TCP checksum is wrong.
+    BadTcpChecksum = "bad_tcp_checksum",
     /// A packet of a terminated TCP flow; both ends are sent a RST.
     FlowReset = "flow_reset",
     /// From a client behind two VLAN tags, of which too many pairs are known already (some 4,000).
@@ -278,6 +286,9 @@ pub struct WorkerStats {
     pub resets_sent: Counter,
     /// Probes sent to silent ends of terminated flows; the reply triggers a RST.
     pub probes_sent: Counter,
+    /// SYNs and ACKs sent to backends for clients of VIPs with `syn_proxy`, besides those that
+    /// packets of clients became.
+    pub handshakes_sent: Counter,
     /// Fragments of packets that exceeded the MTU of their path, except for the first of each,
     /// which counts as the packet.
     pub fragments_sent: Counter,
@@ -500,6 +511,7 @@ impl WorkerStats {
             flows_reset: Counter::default(),
             resets_sent: Counter::default(),
             probes_sent: Counter::default(),
+            handshakes_sent: Counter::default(),
             fragments_sent: Counter::default(),
             icmp_errors_forwarded: Counter::default(),
             icmp_rate_limited: Counter::default(),
@@ -575,6 +587,7 @@ impl WorkerStats {
             flows_reset,
             resets_sent,
             probes_sent,
+            handshakes_sent,
             icmp_errors_forwarded,
             icmp_rate_limited,
             fragments_sent,
@@ -616,6 +629,7 @@ impl WorkerStats {
             ("flows_reset", flows_reset.get()),
             ("resets_sent", resets_sent.get()),
             ("probes_sent", probes_sent.get()),
+            ("handshakes_sent", handshakes_sent.get()),
             ("icmp_errors_forwarded", icmp_errors_forwarded.get()),
             ("icmp_rate_limited", icmp_rate_limited.get()),
             ("fragments_sent", fragments_sent.get()),

@@ -22,7 +22,7 @@ mod e2e {
     mod floods;
     mod forwarding;
     mod fragments;
-    mod full_nat;
+    pub mod full_nat;
     pub mod guard;
     mod half_closed;
     mod handover;
@@ -47,6 +47,7 @@ mod e2e {
     mod signals;
     mod sticky;
     mod surroundings;
+    mod syn_proxy;
     mod tunnel;
     mod unpinned;
     mod vips;

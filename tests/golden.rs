@@ -16,6 +16,7 @@ mod golden {
     mod resets;
     mod return_hops;
     mod states;
+    mod syn_proxy;
     mod tunnel;
     mod unanswered;
     mod unpinned;

@@ -94,6 +94,13 @@ impl Config {
         let any = |family| self.vips.iter().any(|vip| vip.address.family() == family);
         Families { v4: any(Family::V4), v6: any(Family::V6) }
     }
+
+    /// Returns the address families of the VIPs with `syn_proxy`, which need memory for splices.
+    pub fn spliced(&self) -> Families {
+        let spliced = || self.vips.iter().filter(|vip| vip.policy.syn_proxy);
+        let any = |family| spliced().any(|vip| vip.address.family() == family);
+        Families { v4: any(Family::V4), v6: any(Family::V6) }
+    }
 }
 
 /// `[fragments]`: handling of fragmented datagrams.

@@ -12,6 +12,7 @@ use rustix::process::{Resource, getrlimit};
 use super::checked::{Announce, Config, Health, Nic, Vip};
 use super::driver::{self, Misfit, NicFacts};
 use crate::flow::snat::BYTES_PER_BINDING;
+use crate::flow::splices::BYTES_PER_SPLICE;
 use crate::format::{bytes, counted};
 use crate::net::NicIndex;
 use crate::privileges::{NEEDED, Needed};
@@ -201,7 +202,7 @@ fn huge_pages() -> Option<bool> {
 /// Memory of a configuration in bytes, all workers together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// Flow tables.
+    /// Flow tables, with the splices of VIPs with `syn_proxy`.
     pub flows: u64,
     /// Packet memory (UMEM).
     pub packets: u64,
@@ -217,7 +218,12 @@ impl Memory {
         let (each, workers_count) = (&config.workers, count(workers));
         let families = config.families();
         let of = |wanted, bytes| if wanted { bytes } else { 0 };
-        let flow_bytes = of(families.v4, FLOW_BYTES_V4) + of(families.v6, FLOW_BYTES_V6);
+        let spliced = config.spliced();
+        let splice_bytes = count(BYTES_PER_SPLICE);
+        let flow_bytes = of(families.v4, FLOW_BYTES_V4)
+            + of(families.v6, FLOW_BYTES_V6)
+            + of(spliced.v4, splice_bytes)
+            + of(spliced.v6, splice_bytes);
         let frames = each.frames.map_or_else(
             || {
                 let rings = config.nics.iter().map(|nic| {

@@ -58,6 +58,7 @@ pub(super) struct RawVip {
     mss: Option<i64>,
     on_no_backend: Option<String>,
     proxy: Option<String>,
+    syn_proxy: Option<bool>,
     announce: Option<String>,
     rate: Option<RawRate>,
     deny: Option<Vec<String>>,
@@ -245,6 +246,8 @@ impl RawVip {
         let mss = mss(self.mss, &key_path.key("mss"), protocol, report);
         let proxy_at = key_path.key("proxy");
         let proxy = proxy(self.proxy.as_deref(), &proxy_at, forward, protocol, report);
+        let syn_proxy_at = key_path.key("syn_proxy");
+        let syn_proxy = syn_proxy(self.syn_proxy, &syn_proxy_at, forward, protocol, report);
         let reject_no_backend = self.on_no_backend.as_deref();
         let reject_no_backend =
             policy::reject_no_backend(reject_no_backend, &key_path.key("on_no_backend"), report);
@@ -283,6 +286,7 @@ impl RawVip {
                 reset_idle,
                 reject_no_backend,
                 proxy,
+                syn_proxy,
                 table_share,
                 mss,
                 quic: Box::default(),
@@ -468,6 +472,27 @@ fn proxy(
     } else if wanted && protocol != Protocol::Tcp {
         let fix = "remove the key: it is for protocol = \"tcp\"";
         report.error(key_path, "a PROXY header has no place in datagrams", fix);
+    }
+    wanted
+}
+
+/// Reads `syn_proxy`: whether clients prove themselves before a backend sees them. Replies must pass
+/// this box, as their numbers are translated.
+fn syn_proxy(
+    raw: Option<bool>,
+    key_path: &KeyPath,
+    forward: Option<Forward>,
+    protocol: Protocol,
+    report: &mut Report<'_>,
+) -> bool {
+    let wanted = raw.unwrap_or_default();
+    if wanted && protocol != Protocol::Tcp {
+        let fix = "remove the key, or use protocol = \"tcp\"";
+        report.error(key_path, "only TCP has handshakes", fix);
+    } else if wanted && forward.is_some_and(|forward| !forward.translates()) {
+        let what = "the replies of backends do not pass this box";
+        let fix = "remove the key, or use forward = \"nat\" or \"full_nat\"";
+        report.error(key_path, what, fix);
     }
     wanted
 }

@@ -169,6 +169,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
             config: inputs.config,
             registry,
             workers: inputs.workers,
+            shared: Arc::clone(&inputs.shared),
             nics: inputs.nics,
             network: Arc::default(),
             targets,

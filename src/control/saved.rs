@@ -35,6 +35,13 @@ pub struct SavedRegistry {
     pub denied: Vec<SavedDenied>,
 }
 
+impl SavedRegistry {
+    /// Whether flows may have splices, which versions without `syn_proxy` do not know.
+    pub fn is_spliced(&self) -> bool {
+        self.vips.iter().chain(&self.removed).any(|vip| vip.spliced)
+    }
+}
+
 /// A prefix that was denied at run time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SavedDenied {
@@ -61,6 +68,9 @@ pub struct SavedVip {
     pub old: Vec<SavedRemoval<Listen>>,
     /// Whether a reload has removed the VIP.
     pub is_removed: bool,
+    /// Whether flows may have splices. Earlier versions had none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spliced: bool,
 }
 
 /// A backend of the registry.

@@ -32,14 +32,15 @@ use super::slow_start::SlowStart;
 use super::view::WorkerView;
 use crate::config;
 use crate::flow::snat::SnatPool;
+use crate::flow::table::Families;
 use crate::forwarding::local::UNLIMITED;
 use crate::forwarding::table::return_listen;
 use crate::forwarding::{
     Affinity, BackendSpec, FlowAction, MAX_BACKENDS, MAX_VIPS, Ports, Service, Splits, VipSpec,
 };
 use crate::net::{
-    Address, BackendId, BackendIndex, Forward, Listen, ListenKey, Network, NextHop, PortRange,
-    SteerRules, VipId, exact,
+    Address, BackendId, BackendIndex, Family, Forward, Listen, ListenKey, Network, NextHop,
+    PortRange, SteerRules, VipId, exact,
 };
 
 /// Number of freed indices ahead of one that is reused: its pins are gone by then, and tables stay
@@ -131,6 +132,8 @@ pub struct VipEntry {
     pub is_removed: bool,
     /// Whether packets are forwarded as if all backends were up, since none is (`fail_open`).
     pub fails_open: bool,
+    /// Whether it has `syn_proxy`, or had it, so that flows may have splices.
+    pub spliced: bool,
 }
 
 /// A backend in the registry.
@@ -558,8 +561,18 @@ impl Registry {
         let config = config::Vip { backends: Vec::new(), ..config.clone() };
         let (backends, removed, old) = (Vec::new(), Vec::new(), Vec::new());
         let splits = Splits::default();
-        let (is_removed, fails_open) = (false, false);
-        Some(VipEntry { id, config, backends, splits, base, removed, old, is_removed, fails_open })
+        Some(VipEntry {
+            id,
+            spliced: config.policy.syn_proxy,
+            config,
+            backends,
+            splits,
+            base,
+            removed,
+            old,
+            is_removed: false,
+            fails_open: false,
+        })
     }
 
     fn new_backend(
@@ -589,6 +602,7 @@ impl Registry {
                 entry.backends.push(known);
             }
         }
+        entry.spliced |= new.policy.syn_proxy;
         let affinity = std::mem::replace(&mut entry.config, new.clone()).policy.affinity;
         // Another affinity has other sources; other limits apply from the next window on.
         if affinity != new.policy.affinity || entry.split().is_none() {
@@ -639,6 +653,13 @@ impl Registry {
         }
     }
 
+    /// Returns the address families of the VIPs of which flows may have splices.
+    pub fn spliced(&self) -> Families {
+        let spliced = || self.all_vips().filter(|vip| vip.spliced);
+        let any = |family| spliced().any(|vip| vip.config.address.family() == family);
+        Families { v4: any(Family::V4), v6: any(Family::V6) }
+    }
+
     /// Returns the addresses that need next hops.
     pub fn targets(&self) -> HashSet<IpAddr> {
         let backends = self.all_vips().flat_map(VipEntry::all_backends);
@@ -661,11 +682,12 @@ impl VipEntry {
             removed: self.removed.iter().map(removal).collect(),
             old: self.old.iter().map(|old| old.save(moment, |listen| *listen)).collect(),
             is_removed: self.is_removed,
+            spliced: self.spliced,
         }
     }
 
     fn restore(saved: SavedVip, moment: &Moment) -> Self {
-        let SavedVip { id, config, backends, removed, old, is_removed } = saved;
+        let SavedVip { id, config, backends, removed, old, is_removed, spliced } = saved;
         let backend = |saved| BackendEntry::restore(saved, &config, moment);
         let removal = |saved| Removed::restore(saved, moment, backend);
         Self {
@@ -677,6 +699,7 @@ impl VipEntry {
             old: old.into_iter().map(|old| Removed::restore(old, moment, |it| it)).collect(),
             is_removed,
             fails_open: false,
+            spliced: spliced || config.policy.syn_proxy,
             config,
         }
     }
@@ -801,6 +824,7 @@ impl VipEntry {
             policy: self.config.policy.clone(),
             splits: self.splits.clone(),
             sampled: self.split().is_some(),
+            spliced: self.spliced,
             backends: self
                 .backends
                 .iter()

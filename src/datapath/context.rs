@@ -29,6 +29,8 @@ pub struct Context<'a> {
     pub macs: &'a Macs,
     /// Identifications of this worker's IPv4 packets that may be fragmented.
     pub identification: &'a Identification,
+    /// Index of this worker.
+    pub worker: u8,
     /// The NIC that the batch came from.
     pub nic: NicIndex,
     /// Time of the poll, in ticks of 10 ms.
@@ -51,6 +53,8 @@ pub struct Environment {
     pub identification: Identification,
     /// The worker's counters.
     pub stats: Arc<WorkerStats>,
+    /// Index of the worker.
+    pub worker: u8,
 }
 
 impl Environment {
@@ -65,6 +69,7 @@ impl Environment {
             shared: &self.shared,
             macs: &table.local().macs,
             identification: &self.identification,
+            worker: self.worker,
             nic: NicIndex(0),
             now,
             stats: &self.stats,

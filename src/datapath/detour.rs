@@ -4,6 +4,7 @@
 //! no pin     select, pin, rewrite; the pin is removed again if the packet is not sent
 //! fragment   finds its flow by the first fragment, then takes the path of any packet.
 //!            If a first fragment is not sent, the later ones are dropped
+//! syn_proxy  the client proves itself, the backend answers
 //! dropped    local reply, or fragmentation, or drop
 //! ```
 //!
@@ -21,6 +22,7 @@ use super::parse::{FragmentInfo, Parsed, parse};
 use super::resources::Resources;
 use super::rewrite::rewrite_to_backend;
 use super::select::select;
+use super::syn_proxy::{again, answered, guards, meet};
 use super::transmit::end;
 use crate::flow::table::Slot;
 use crate::forwarding::Miss;
@@ -37,13 +39,32 @@ pub fn detour(
 ) {
     match unsent {
         Unsent::Dropped(reason) => settle(packet, reason, resources, context),
+        Unsent::NoPin(_) if guards(packet, context) => {
+            finish(meet(packet, resources, context), packet, resources, context);
+        }
         Unsent::NoPin(miss) => open(packet, miss, resources, context),
+        Unsent::Waits => finish(again(packet, resources, context), packet, resources, context),
+        Unsent::Answers(hop) => {
+            finish(answered(packet, &hop, resources, context), packet, resources, context);
+        }
         Unsent::Fragment => {
             packet.forget();
             if let Err(reason) = join(packet, resources, context) {
                 end(packet, reason, &mut resources.pool, context.stats);
             }
         }
+    }
+}
+
+/// Settles a packet of a handshake that failed.
+fn finish(
+    done: Result<(), Drop>,
+    packet: &mut Packet,
+    resources: &mut Resources,
+    context: &Context<'_>,
+) {
+    if let Err(reason) = done {
+        settle(packet, reason, resources, context);
     }
 }
 

@@ -21,13 +21,14 @@ use super::parse::{Parsed, parse};
 use super::reset::TxBacklog;
 use super::rewrite::{mtu_towards, rewrite_to_backend, tunnel};
 use super::select::{rivals, select};
+use super::syn_proxy::guards;
 use crate::flow::clients::Key;
 use crate::flow::entry::{Pin, State};
 use crate::flow::shared::{FoundPin, SharedTables};
 use crate::flow::table::TableError;
-use crate::forwarding::ForwardingTable;
 use crate::forwarding::explain::{Explanation, Question, Segment, Trace};
 use crate::forwarding::table::{Backend, Vip, name};
+use crate::forwarding::{ForwardingTable, Miss};
 use crate::net::{Address, FlowKey, Forward, NextHop, NicIndex, Protocol, Tuple, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
@@ -111,6 +112,7 @@ impl Explainer {
             shared: &scratch,
             macs: &table.local().macs,
             identification: &Identification::of(me),
+            worker: me,
             nic: hop.nic,
             now,
             stats: &stats,
@@ -198,11 +200,26 @@ fn run(packet: &mut Packet, conntrack: &mut Conntrack, context: &Context<'_>) ->
         Ok(()) => Ok(()),
         Err(Unsent::Dropped(reason)) => Err(reason),
         Err(Unsent::NoPin(miss)) => {
+            let miss = if guards(packet, context) { record_guard(miss, context)? } else { miss };
             let opened = select(packet, miss, conntrack, context)?;
             rewrite_to_backend(packet, &opened.target, context)
         }
         Err(Unsent::Fragment) => Err(Drop::Fragment),
+        Err(Unsent::Waits | Unsent::Answers(_)) => Err(Drop::SynProxyWaits),
     }
+}
+
+/// Traces the proof that a VIP with `syn_proxy` wants of a client, and goes on as if it was given;
+/// without a SYN there is none.
+fn record_guard(miss: Miss, context: &Context<'_>) -> Result<Miss, Drop> {
+    if miss == Miss::NonSyn {
+        return Err(Drop::NoCookie);
+    }
+    if let Some(trace) = context.trace {
+        let why = "the VIP has syn_proxy; what follows happens once the client has acknowledged it";
+        trace.record("syn_proxy", "the SYN is answered with a cookie", why);
+    }
+    Ok(miss)
 }
 
 fn key(question: &Question) -> FlowKey {

@@ -10,6 +10,7 @@ use super::reset::TxBacklog;
 use super::rewrite::{rewrite_to_backend, rewrite_to_client};
 use super::{icmp, unpinned};
 use crate::forwarding::Miss;
+use crate::net::NextHop;
 use crate::stats::Drop;
 
 /// Reason for which a packet is not forwarded yet.
@@ -21,6 +22,10 @@ pub enum Unsent {
     NoPin(Miss),
     /// The packet is a fragment of a flow not yet known.
     Fragment,
+    /// The client's packet belongs to a flow whose backend has not answered yet (`syn_proxy`).
+    Waits,
+    /// The backend's packet belongs to such a flow, of a client behind this next hop.
+    Answers(NextHop),
 }
 
 impl From<Drop> for Unsent {
@@ -86,6 +91,8 @@ fn unsent(
     match untracked {
         Untracked::Miss(miss) => Unsent::NoPin(miss),
         Untracked::NoFlow => Drop::ReturnNoFlow.into(),
+        Untracked::Waits => Unsent::Waits,
+        Untracked::Answers(hop) => Unsent::Answers(hop),
         Untracked::Terminated(cut) => backlog.answer(packet, &cut, context).into(),
     }
 }

@@ -2,11 +2,12 @@
 
 use super::conntrack::Conntrack;
 use super::fragments::Fragments;
+use super::handshakes::Handshakes;
 use super::limiter::Limiter;
 use super::reset::TxBacklog;
 use crate::xdp::umem::FramePool;
 
-/// Connection tracking, parked fragments, locally generated packets, the ICMP rate limit, free
+/// Connection tracking, parked fragments, locally generated packets, rate limits, handshakes, free
 /// frames.
 pub struct Resources {
     /// Connection tracking: the writing half of the worker's flow table.
@@ -17,6 +18,10 @@ pub struct Resources {
     pub backlog: TxBacklog,
     /// Rate limit of ICMP errors.
     pub limiter: Limiter,
+    /// Rate limit of refusals at VIPs with `syn_proxy`.
+    pub reset_limiter: Limiter,
+    /// Handshakes with backends that are not complete.
+    pub handshakes: Handshakes,
     /// Free frames.
     pub pool: FramePool,
 }

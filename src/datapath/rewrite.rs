@@ -9,6 +9,8 @@
 //! ipip, gue            outer headers and MAC; the packet itself stays as it is
 //! ```
 //!
+//! VIPs with `syn_proxy` also translate numbers of TCP (`splice`).
+//!
 //! With the VIP's `mss` option, the maximum segment size of SYNs is lowered.
 //!
 //! Reads: the target. Writes: the frame, and the packet's outgoing NIC.
@@ -19,13 +21,14 @@ mod full_nat;
 mod length;
 mod nat;
 mod proxy;
+mod splice;
 pub(super) mod tunnel;
 
 use self::length::fits;
 use super::batch::{Direction, HeaderLayout, Packet, TcpFlags};
 use super::context::Context;
 use super::target::Target;
-use crate::forwarding::table::Backend;
+use crate::forwarding::table::{Backend, BackendFlags};
 use crate::net::vlan::Tags;
 use crate::net::{Family, Forward, NextHop, VipId};
 use crate::stats::Drop;
@@ -51,6 +54,9 @@ pub fn rewrite_to_backend(
     let hop = backend.next_hop.as_ref().ok_or_else(|| no_hop(backend))?;
     if backend.forward == Forward::FullNat {
         full_nat::to_backend(packet, backend, snat_port.ok_or(Drop::RequestNoFlow)?, context)?;
+        if backend.flags.has(BackendFlags::SPLICED) {
+            splice::to_backend(packet, context)?;
+        }
         return address_packet(packet, hop, context);
     }
     let Packet { frame: Some(frame), flow, layout, .. } = packet else {
@@ -70,6 +76,10 @@ pub fn rewrite_to_backend(
         Forward::Nat => {
             let port = backend.port.unwrap_or(flow.key().vip_port);
             nat::translate(frame, layout, flow, Side::Destination, backend.address, port)?;
+            if backend.flags.has(BackendFlags::SPLICED) {
+                splice::to_backend(packet, context)?;
+                return address_packet(packet, hop, context);
+            }
         }
         // Handled above.
         Forward::FullNat => return Err(Drop::NoBackend),
@@ -105,6 +115,9 @@ pub fn rewrite_to_client(
     let mtu = local.mtu(hop.nic);
     if let Direction::ToClientOf(id) = packet.direction {
         full_nat::to_client(packet, id, mtu, context)?;
+        if context.table.is_spliced() {
+            splice::to_client(packet, context)?;
+        }
         return address_packet(packet, hop, context);
     }
     let Packet { frame: Some(frame), flow, layout, .. } = packet else {
@@ -122,6 +135,10 @@ pub fn rewrite_to_client(
     let key = flow.key();
     nat::translate(frame, layout, flow, Side::Source, key.vip, key.vip_port)?;
     fragment::renumber(frame, layout, number);
+    if context.table.is_spliced() {
+        splice::to_client(packet, context)?;
+        return address_packet(packet, hop, context);
+    }
     packet.nic = hop.nic;
     address_frame(frame, layout.tag, hop, context)
 }

@@ -81,6 +81,7 @@ pub(super) fn vip(forward: Forward, backends: u8) -> VipSpec {
             ..VipPolicy::default()
         },
         splits: Splits::default(),
+        spliced: false,
         sampled: false,
         backends: (0..backends).map(backend).collect(),
         old: Vec::new(),
@@ -91,6 +92,7 @@ pub(super) fn vip(forward: Forward, backends: u8) -> VipSpec {
 pub(super) fn with(vip: VipSpec, change: impl FnOnce(&mut VipPolicy)) -> VipSpec {
     let mut vip = vip;
     change(&mut vip.policy);
+    vip.spliced |= vip.policy.syn_proxy;
     vip
 }
 
@@ -121,9 +123,11 @@ impl Bed {
             taken_over,
         };
         let flows = (0..workers).map(table).collect();
+        let shared = SharedTables::new(flows, &secret, sizes).unwrap();
+        shared.splices.populate(Families::BOTH).unwrap();
         Self {
             table: ForwardingTable::build(1, [7; 16], Local::default(), specs, None),
-            shared: SharedTables::new(flows, &secret, sizes).unwrap(),
+            shared,
             stats: (0..workers).map(|_| WorkerStats::new(4, 8, 1)).collect(),
             identification: Identification::of(0),
             pool: Umem::create(256, 2048).unwrap().1,
@@ -136,6 +140,7 @@ impl Bed {
     }
 
     pub fn context(&self, worker: u8, now: u32) -> Context<'_> {
+        let worker_index = worker;
         let worker = usize::from(worker);
         Context {
             table: &self.table,
@@ -143,6 +148,7 @@ impl Bed {
             shared: &self.shared,
             macs: &[NIC_MAC],
             identification: &self.identification,
+            worker: worker_index,
             nic: NicIndex(0),
             now: Ticks(now),
             stats: self.stats.get(worker).unwrap(),

@@ -8,12 +8,14 @@ use super::batch::{BATCH, Batch};
 use super::conntrack::{Conntrack, prefetch};
 use super::context::{Context, Environment, Identification};
 use super::fragments::Fragments;
+use super::handshakes::Handshakes;
 use super::limiter::Limiter;
 use super::passes::{forward, parse_and_classify};
 use super::queues::{Queues, WorkerQueue};
 use super::receive::receive;
 use super::reset::TxBacklog;
 use super::resources::Resources;
+use super::syn_proxy::repeat;
 use super::transmit::transmit;
 use crate::flow::shared::SharedTables;
 use crate::forwarding::explain::Trace;
@@ -96,10 +98,13 @@ impl Worker {
             fragments: Fragments::new(parked),
             backlog: TxBacklog::default(),
             limiter: Limiter::default(),
+            reset_limiter: Limiter::default(),
+            handshakes: Handshakes::default(),
             pool,
         };
         let identification = Identification::of(index);
-        let environment = Environment { tables, flows, shared, identification, stats };
+        let environment =
+            Environment { tables, flows, shared, identification, stats, worker: index };
         let max_batch = batch.clamp(1, BATCH);
         let (queues, batch) = (Queues::new(queues), Batch::default());
         let mut pipeline = Pipeline { queues, batch, max_batch, resources };
@@ -243,6 +248,9 @@ impl Pipeline {
     /// Returns whether the sweep is behind.
     #[inline(always)]
     fn finish(&mut self, context: &Context<'_>) -> bool {
+        if !self.resources.handshakes.is_empty() {
+            repeat(&mut self.resources, context);
+        }
         let Resources { conntrack, backlog, pool, .. } = &mut self.resources;
         backlog.send(&mut self.queues, pool, context);
         for queue in &mut self.queues.queues {

@@ -252,6 +252,15 @@ impl<F: Family> FamilyTable<F> {
         None
     }
 
+    /// Returns the `created` word of an entry that is in use and not being written, marked so that
+    /// it is not 0.
+    pub(super) fn stamp(&self, number: u32) -> Option<u64> {
+        // Acquire: what the writer did before is visible.
+        let created = self.creations.get(number as usize)?.load(Ordering::Acquire);
+        let used = created & 1 == 0 && F::tail(&F::words(self.entry(number)?)) != 0;
+        used.then_some(created | 1)
+    }
+
     /// Returns the entry of a tuple, for threads other than the writer's.
     pub(super) fn lookup(&self, words: &F::Words, hash: u64) -> Option<(Slot, Pin)> {
         // A flow that moves from its second bucket to its first between the two look-ups is missed

@@ -65,14 +65,27 @@ impl Parts<'_> {
         memory: &dyn TableMemory,
         repair: impl Fn(&T),
     ) -> Result<(Mapping<T>, bool), TableError> {
+        let (entries, found) = self.reserve(memory)?;
+        if !found {
+            entries.populate()?;
+        } else if !memory.is_live() {
+            entries.iter().for_each(repair);
+        }
+        Ok((entries, found))
+    }
+
+    /// Takes over the entries that were left under the table's name, or reserves new ones, which are
+    /// not backed by memory. Returns whether they were taken over.
+    ///
+    /// # Errors
+    /// When there is too little address space.
+    pub(super) fn reserve<T: Shareable>(
+        &self,
+        memory: &dyn TableMemory,
+    ) -> Result<(Mapping<T>, bool), TableError> {
         if let Some(arena) = memory.found(self.name) {
             match self.take(&arena) {
-                Ok(entries) => {
-                    if !memory.is_live() {
-                        entries.iter().for_each(repair);
-                    }
-                    return Ok((entries, true));
-                }
+                Ok(entries) => return Ok((entries, true)),
                 Err(error) => memory.refuse(self.name, &error),
             }
         }
@@ -80,7 +93,6 @@ impl Parts<'_> {
         let bytes = self.entries.checked_mul(size_of::<T>()).and_then(|len| len.checked_add(PAGE));
         let arena = memory.fresh(self.name, bytes.ok_or(too_large)?, Pages::Ordinary)?;
         let entries = arena.part(PAGE, self.entries)?;
-        entries.populate()?;
         Header::create(&arena, self.kind, self.entries as u64, self.secret)?;
         Ok((entries, false))
     }

@@ -19,6 +19,7 @@ pub mod shared;
 mod slot;
 pub mod snat;
 pub mod snat_pool;
+pub mod splices;
 pub mod table;
 pub mod takeover;
 pub mod writer;

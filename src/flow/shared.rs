@@ -12,6 +12,7 @@ use super::memory::{Anonymous, TableMemory};
 use super::path_mtus::PathMtus;
 use super::return_hops::ReturnHops;
 use super::snat::{SnatAllocator, SnatPool, SnatTable};
+use super::splices::Splices;
 use super::table::{Families, FlowTable, TableError};
 use super::writer::FlowWriter;
 use crate::net::{HashedKey, TableSecret};
@@ -59,6 +60,8 @@ pub struct SharedTables {
     pub fragments: FragmentTable,
     /// SNAT entries of full-NAT flows.
     pub snat_table: SnatTable,
+    /// Numbers of connections at VIPs with `syn_proxy`.
+    pub splices: Splices,
     /// Return hops of clients, for VIPs without pins.
     pub return_hops: ReturnHops,
     /// Learnt path MTUs of tunnels.
@@ -107,8 +110,10 @@ impl SharedTables {
         let TableSizes { clients, datagrams, fragment_timeout, sources, return_hops, taken_over } =
             sizes;
         let workers = u8::try_from(flows.len()).unwrap_or(u8::MAX);
+        let splices = Splices::open(memory, &flows, secret)?;
         Ok(Arc::new(Self {
             flows,
+            splices,
             clients: Clients::open(memory, clients, secret)?,
             fragments: FragmentTable::open(memory, datagrams, fragment_timeout, secret)?,
             snat_table: SnatTable::open(memory, sources, workers, secret)?,
@@ -119,8 +124,8 @@ impl SharedTables {
     }
 
     /// Returns a copy for the explanation of one packet, with these pins, this client and the path
-    /// MTUs, and the SNAT ports that `worker` may allocate there. Fragments and return hops are not
-    /// copied, as no explanation reads them.
+    /// MTUs, and the SNAT ports that `worker` may allocate there. Fragments, return hops and splices
+    /// are not copied, as no explanation reads them.
     ///
     /// # Errors
     /// When there is too little memory.
@@ -133,8 +138,10 @@ impl SharedTables {
         let used = pins.iter().filter_map(|found| found.pin.flow_state.snat_port());
         let (snat_table, snat_allocator) = self.snat_table.scratch(used, worker)?;
         let secret = self.flows.first().map_or(TableSecret::new(0), |flows| flows.secret().clone());
+        let flows = self.scratch_flows(pins)?;
         let scratch = Self {
-            flows: self.scratch_flows(pins)?,
+            splices: Splices::open(&Anonymous, &flows, &secret)?,
+            flows,
             clients: self.clients.scratch(client)?,
             fragments: FragmentTable::open(&Anonymous, 0, Ticks(0), &secret)?,
             snat_table,

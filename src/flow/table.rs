@@ -55,6 +55,12 @@ pub struct Families {
 impl Families {
     /// Both families.
     pub const BOTH: Self = Self { v4: true, v6: true };
+
+    /// Returns the families of both sets.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { v4: self.v4 || other.v4, v6: self.v6 || other.v6 }
+    }
 }
 
 /// The shared half of a flow table, which every thread may read.
@@ -195,6 +201,12 @@ impl FlowTable {
     /// attempt.
     pub fn read(&self, slot: Slot) -> Option<ConntrackEntry> {
         if slot.is_v6() { self.v6.read(slot.number()) } else { self.v4.read(slot.number()) }
+    }
+
+    /// Returns a word that changes whenever an entry is written: with it, other memory can belong to
+    /// one pin only. Never 0; `None` for an entry that is free or in the middle of a change.
+    pub fn stamp(&self, slot: Slot) -> Option<u64> {
+        if slot.is_v6() { self.v6.stamp(slot.number()) } else { self.v4.stamp(slot.number()) }
     }
 
     /// Returns the entry of a key, for threads other than the writer's.

@@ -35,6 +35,9 @@ pub struct VipPolicy {
     pub reject_no_backend: bool,
     /// Full NAT and TCP: whether backends receive the client's address by the PROXY protocol.
     pub proxy: bool,
+    /// NAT and full NAT, TCP: whether clients prove themselves to this box, by a SYN cookie, before a
+    /// backend sees them.
+    pub syn_proxy: bool,
     /// Guaranteed share of each worker's flow table and SNAT ports, in parts per million; `None`: a
     /// part of the [common one](super::share).
     pub table_share: Option<u32>,
@@ -61,6 +64,7 @@ impl Default for VipPolicy {
             // other host to try.
             reject_no_backend: true,
             proxy: false,
+            syn_proxy: false,
             table_share: None,
             mss: None,
             quic: Box::default(),

@@ -131,6 +131,7 @@ mod tests {
             forward,
             policy: VipPolicy { table_share, ..VipPolicy::default() },
             splits: Splits::default(),
+            spliced: false,
             sampled: false,
             backends: Vec::new(),
             old: Vec::new(),

@@ -83,6 +83,8 @@ pub struct VipSpec {
     pub policy: VipPolicy,
     /// Client addresses with flows spread over several backends.
     pub splits: Splits,
+    /// Whether it has `syn_proxy`, or had it, so that it may have flows with splices.
+    pub spliced: bool,
     /// Whether workers report its new flows as samples ([`Sample`](crate::stats::Sample)).
     pub sampled: bool,
     /// Backends, in any order.
@@ -96,6 +98,7 @@ impl VipSpec {
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut VipPolicy)) -> Self {
         change(&mut self.policy);
+        self.spliced |= self.policy.syn_proxy;
         self
     }
 }

@@ -50,6 +50,8 @@ pub struct ForwardingTable {
     any_returns: bool,
     /// Whether some backend replies without pins; if not, that look-up is skipped.
     unpinned_returns: bool,
+    /// Whether some VIP may have flows with splices; if not, that look-up is skipped.
+    spliced: bool,
     /// Listeners that VIPs have lost by reloads.
     old: OldListeners,
 }
@@ -75,6 +77,8 @@ pub struct Vip {
     pub splits: Splits,
     /// Whether workers report its new flows as samples.
     pub sampled: bool,
+    /// Longest IP packet of a client, in bytes, that reaches every backend in one piece.
+    pub mtu: u16,
     /// Connection-id state, for [`Affinity::QuicCid`].
     pub quic: Option<Box<QuicLb>>,
     /// Names of its backends, for display.
@@ -94,6 +98,8 @@ impl BackendFlags {
     pub const FLOW_ACTION: Self = Self(4);
     /// Flows to addresses and ports that the VIP has lost are reset ([`VipSpec::old`]).
     pub const OLD_PORTS: Self = Self(8);
+    /// Flows may have splices ([`VipSpec::spliced`]).
+    pub const SPLICED: Self = Self(16);
 
     /// Whether no bit is set.
     #[inline]
@@ -125,7 +131,8 @@ impl BackendFlags {
         let flows_left = if flow_action == FlowAction::Keep { 0 } else { Self::FLOW_ACTION.0 };
         let resets = vip.old.iter().any(|old| old.flow_action == FlowAction::Reset);
         let old_ports = if resets { Self::OLD_PORTS.0 } else { 0 };
-        Self(quic | remembers | flows_left | old_ports)
+        let spliced = if vip.spliced { Self::SPLICED.0 } else { 0 };
+        Self(quic | remembers | flows_left | old_ports | spliced)
     }
 }
 
@@ -220,6 +227,7 @@ impl ForwardingTable {
             return_ranges: HashMap::new(),
             any_returns: false,
             unpinned_returns: false,
+            spliced: false,
             old: OldListeners::default(),
         };
         let previous = previous.filter(|previous| previous.secret == secret);
@@ -334,6 +342,12 @@ impl ForwardingTable {
         self.unpinned_returns.then(unpinned).flatten().or_else(|| paths.next())
     }
 
+    /// Whether flows may have splices ([`VipSpec::spliced`]).
+    #[inline]
+    pub const fn is_spliced(&self) -> bool {
+        self.spliced
+    }
+
     /// Flow hash for outer headers.
     #[inline]
     pub const fn entropy(&self) -> &Entropy {
@@ -353,9 +367,12 @@ impl ForwardingTable {
         for &old in &spec.old {
             self.old.add(old, spec.id);
         }
+        let mut mtu = UNLIMITED;
         for backend in &spec.backends {
             let mut built = self.backend_of(spec, backend);
             built.stay_off(&self.local);
+            self.spliced |= spec.spliced;
+            mtu = mtu.min(built.mtu - growth(spec, &built).min(built.mtu));
             place(&mut self.backends, backend.id.index.0, built);
             if spec.forward == Forward::Nat {
                 self.add_returns(spec, backend);
@@ -364,7 +381,8 @@ impl ForwardingTable {
                 self.tunnel_ends.insert(backend.address.into());
             }
         }
-        place(&mut self.vips, spec.id.0, Vip { shares, ..Vip::new(spec, &self.secret, previous) });
+        let vip = Vip { shares, mtu, ..Vip::new(spec, &self.secret, previous) };
+        place(&mut self.vips, spec.id.0, vip);
     }
 
     /// A backend, with its MTU limited to that of its NIC.
@@ -410,6 +428,16 @@ impl ForwardingTable {
     }
 }
 
+/// Bytes by which a client's packet grows on the way to a backend.
+fn growth(vip: &VipSpec, backend: &Backend) -> u16 {
+    // An IPv6 header instead of an IPv4 header.
+    if vip.forward == Forward::FullNat && vip.address.family().is_v4() && !backend.address.is_v4() {
+        20
+    } else {
+        0
+    }
+}
+
 /// The key for all ports, if some path has such a key.
 #[inline]
 fn any_port(key: ListenKey, there_are: bool) -> Option<ListenKey> {
@@ -439,6 +467,7 @@ impl Vip {
             splits: spec.splits.clone(),
             shares: Shares::default(),
             sampled: spec.sampled,
+            mtu: UNLIMITED,
             quic: quic_ids(spec),
             names,
         }
@@ -623,6 +652,7 @@ pub(crate) mod testing {
             forward: Forward::Nat,
             policy: VipPolicy::default(),
             splits: Splits::default(),
+            spliced: false,
             sampled: false,
             backends: Vec::new(),
             old: Vec::new(),

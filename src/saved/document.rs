@@ -11,7 +11,9 @@ use crate::flow::memory::boot;
 /// First word of the file.
 const MAGIC: &str = "holdfast-state";
 /// Version of the document. A version reads its own documents and those of the one before.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Version of a document without splices, which the version before can continue with, too.
+const UNSPLICED: u32 = 1;
 
 /// What the tables of a set refer to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,7 +55,8 @@ pub struct Facts {
 impl Document {
     /// Creates the document of this boot.
     pub fn new(set: u32, seed: u64, facts: Facts, registry: SavedRegistry) -> Self {
-        Self { version: VERSION, boot: boot(), set, seed, facts, registry }
+        let version = if registry.is_spliced() { VERSION } else { UNSPLICED };
+        Self { version, boot: boot(), set, seed, facts, registry }
     }
 
     /// Returns the text of the file.
@@ -83,9 +86,9 @@ impl Document {
         }
         let wrong = |error: serde_json::Error| format!("it is malformed: {error}");
         let any: Any = serde_json::from_slice(text).map_err(wrong)?;
-        if any.version != VERSION {
+        if !(UNSPLICED..=VERSION).contains(&any.version) {
             return Err(format!(
-                "it has version {}, and this holdfast reads version {VERSION}",
+                "it has version {}, and this holdfast reads versions {UNSPLICED} to {VERSION}",
                 any.version
             ));
         }

@@ -1,7 +1,7 @@
 //! Import of the pins of an earlier process into tables of another shape: other workers, NICs, SNAT
 //! sources or sizes.
 //!
-//! Pins, clients and SNAT entries are imported. Fragments in flight and the return hops of VIPs
+//! Pins with their splices, clients and SNAT entries are imported. Fragments in flight and the return hops of VIPs
 //! without pins are not: their senders' next packets make them again.
 
 use std::sync::Arc;
@@ -12,10 +12,11 @@ use crate::flow::entry::{ConntrackEntry, Pin, ReturnHop};
 use crate::flow::memory::{Anonymous, TableMemory};
 use crate::flow::shared::{SharedTables, TableSizes};
 use crate::flow::snat::{SnatPool, SnatPort};
-use crate::flow::table::{Families, FlowTable, TableError};
+use crate::flow::splices::Place;
+use crate::flow::table::{Families, FlowTable, Slot, TableError};
 use crate::flow::writer::FlowWriter;
 use crate::format::counted;
-use crate::net::{HashedKey, NextHop, NicIndex, TableSecret};
+use crate::net::{FlowKey, HashedKey, NextHop, NicIndex, TableSecret};
 use crate::units::Ticks;
 use crate::xdp::memory::{Arena, MappingError, Pages};
 
@@ -70,6 +71,11 @@ impl Old {
 }
 
 impl Old {
+    /// The tables.
+    pub(super) fn shared(&self) -> &SharedTables {
+        &self.shared
+    }
+
     /// Returns the address families of the pins.
     pub(super) fn families(&self) -> Families {
         let used = |family: usize| {
@@ -143,8 +149,26 @@ impl Import<'_> {
             }
             writer.remove(slot);
         }
-        if writer.insert(&hashed, &pin).is_err() {
-            lost.no_room += 1;
+        match writer.insert(&hashed, &pin) {
+            Ok(slot) => self.splice((from, worker, &key), (writer.table(), owner, slot)),
+            Err(_) => lost.no_room += 1,
+        }
+    }
+
+    /// Copies the splice of a pin, if it has one.
+    fn splice(
+        &self,
+        (from, worker, key): (&FlowTable, usize, &FlowKey),
+        (to, owner, slot): (&FlowTable, usize, Slot),
+    ) {
+        let place = |table: &FlowTable, worker: usize, slot| {
+            Some(Place { worker: u8::try_from(worker).ok()?, slot, stamp: table.stamp(slot)? })
+        };
+        let old = from.lookup(&from.secret().hash((*key).into()));
+        let old = old.and_then(|(slot, _)| place(from, worker, slot));
+        let splice = old.and_then(|place| self.old.shared.splices.read(&place));
+        if let Some((place, splice)) = place(to, owner, slot).zip(splice) {
+            self.new.splices.record(&place, &splice);
         }
     }
 

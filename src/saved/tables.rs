@@ -81,7 +81,7 @@ pub fn open(
                 Some(registry) if document.facts == Facts::of(config) => {
                     start.in_place(directory, &document, registry, losses)
                 }
-                Some(registry) => start.imported(directory, &document, registry, seed, losses),
+                Some(registry) => start.imported(directory, &document, registry, losses),
                 None => {
                     losses.push("the registry contradicts itself: no pin is used".to_owned());
                     start.new_set(&directory.set(next), next, seed, losses)
@@ -138,6 +138,7 @@ impl Start<'_> {
         let secret = TableSecret::new(seed);
         let flows = self.flow_tables(|worker| self.new_flows(memory, worker, &secret))?;
         let shared = SharedTables::open(memory, flows, &secret, sizes)?;
+        shared.splices.populate(self.config.spliced())?;
         let registry = Registry::new(self.config.full_nat.numbered());
         Ok(Tables { shared, registry, set, continues: false, losses })
     }
@@ -161,27 +162,31 @@ impl Start<'_> {
             _ => self.new_flows(&memory, worker, &secret),
         })?;
         let shared = SharedTables::open(&memory, flows, &secret, self.continued_sizes())?;
+        shared.splices.populate(self.config.spliced().and(registry.spliced()))?;
         losses.extend(memory.refused());
         Ok(Tables { shared, registry, set: document.set, continues: true, losses })
     }
 
-    /// Makes the next set, and imports the pins of the earlier process into it.
+    /// Makes the next set, and imports the pins of the earlier process into it. The seed stays, so that
+    /// clients with SYN cookies of that process are known.
     fn imported(
         &self,
         directory: &Directory,
         document: &Document,
         mut registry: Registry,
-        seed: u64,
         losses: Vec<Loss>,
     ) -> Result<Tables, TableError> {
         let set = document.set.wrapping_add(1);
         let mut tables =
-            self.set(&directory.set(set), set, seed, self.continued_sizes(), losses)?;
+            self.set(&directory.set(set), set, document.seed, self.continued_sizes(), losses)?;
         let memory = directory.set(document.set);
         let old = Old::open(&memory, document)?;
         tables.losses.extend(memory.refused());
         // Flows of a family without a VIP by now need memory, too.
         tables.shared.flows.iter().try_for_each(|table| table.populate(old.families()))?;
+        for splices in [&old.shared().splices, &tables.shared.splices] {
+            splices.populate(registry.spliced())?;
+        }
         let facts = Facts::of(self.config);
         if facts.nics != document.facts.nics {
             // Their hops have the NICs' old numbers.

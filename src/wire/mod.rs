@@ -12,6 +12,8 @@ pub mod proxy;
 pub mod quic;
 pub mod quoted;
 pub mod siit;
+pub mod splice;
+pub mod syn;
 pub mod tcp;
 pub mod transport;
 pub mod tunnel;

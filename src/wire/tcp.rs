@@ -8,12 +8,15 @@ use super::checksum::{Delta, replace};
 
 /// Length of a header without options, in bytes.
 pub const MIN_LEN: usize = 20;
+/// Offset of the flags byte.
+pub(super) const FLAGS: usize = field::FLAGS;
 /// Offsets in the header.
 mod field {
     pub const SEQUENCE: usize = 4;
     pub const ACKNOWLEDGMENT: usize = 8;
     pub const DATA_OFFSET: usize = 12;
     pub const FLAGS: usize = 13;
+    pub const WINDOW: usize = 14;
     pub const CHECKSUM: usize = 16;
     pub const URGENT: usize = 18;
 }
@@ -26,8 +29,14 @@ pub mod option {
     pub const NOP: u8 = 1;
     /// Maximum segment size.
     pub const MSS: u8 = 2;
+    /// Window scale (RFC 7323 2.2).
+    pub const SCALE: u8 = 3;
+    /// Selective acknowledgments are permitted (RFC 2018 2).
+    pub const SACK_PERMITTED: u8 = 4;
     /// Selective acknowledgment (RFC 2018).
     pub const SACK: u8 = 5;
+    /// Timestamps (RFC 7323 3.2).
+    pub const TIMESTAMPS: u8 = 8;
     /// Fast open cookie (RFC 7413).
     pub const FAST_OPEN: u8 = 34;
     /// Experimental, identified by the two bytes that follow (RFC 6994).
@@ -120,6 +129,18 @@ pub fn sequence(segment: &[u8]) -> Option<u32> {
 #[inline]
 pub fn acknowledgment(segment: &[u8]) -> Option<u32> {
     number(segment, field::ACKNOWLEDGMENT)
+}
+
+/// The window, as it is written: not scaled.
+#[inline]
+pub fn window(segment: &[u8]) -> Option<u16> {
+    segment.get(field::WINDOW..)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
+}
+
+/// Replaces the window. Adds the change to `delta` and leaves the checksum unpatched.
+#[inline]
+pub(super) fn set_window(segment: &mut [u8], window: u16, delta: Delta) -> Delta {
+    replace(segment, field::WINDOW, &window.to_be_bytes(), delta)
 }
 
 /// Sequence and acknowledgment number, the latter whether or not the ACK flag is set.

@@ -95,7 +95,7 @@ fn digest_servers(lab: &Lab) -> [Running; 2] {
 }
 
 /// Drops 1 in 200 of all packets to clients and backends, until [`lose_none`].
-fn lose_packets(lab: &Lab) {
+pub fn lose_packets(lab: &Lab) {
     for host in BACKENDS.iter().chain(&["client"]) {
         lab.run(host, &["nft", "add", "table", "inet", "loss"]);
         let chain = "{ type filter hook input priority 0; }";
@@ -106,7 +106,7 @@ fn lose_packets(lab: &Lab) {
 }
 
 /// Ends the losses; panics if there were none.
-fn lose_none(lab: &Lab) {
+pub fn lose_none(lab: &Lab) {
     for host in BACKENDS.iter().chain(&["client"]) {
         let rules = lab.run(host, &["nft", "list", "ruleset"]);
         let none = rules.contains("counter packets 0 ");
@@ -209,7 +209,7 @@ fn between_families_and_with_proxy_headers_over_a_lossy_link() {
 }
 
 /// The backends log the client and the VIP from the header, and our source as the peer.
-fn assert_client_is_known(lab: &Lab, vip: &Vip, what: &str) {
+pub fn assert_client_is_known(lab: &Lab, vip: &Vip, what: &str) {
     let source = match vip.inner {
         Family::V4 => "198.18.2.",
         Family::V6 => "2001:db8:2::",

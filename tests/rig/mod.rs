@@ -147,6 +147,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
             ..VipPolicy::default()
         },
         splits: Splits::default(),
+        spliced: false,
         sampled: false,
         backends: (0..backends).map(backend).collect(),
         old: Vec::new(),
@@ -462,6 +463,7 @@ impl Rig {
             .collect();
         let sizes = TableSizes { sources, ..TableSizes::default() };
         let shared = SharedTables::new(flow_tables, &secret, sizes).unwrap();
+        shared.splices.populate(Families::BOTH).unwrap();
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;
         let mut rig = Self {

@@ -23,7 +23,6 @@ use crate::control::events::{Kind, NewEvent};
 use crate::control::inputs::Load;
 use crate::control::refusal::Refusal;
 use crate::control::reload;
-use crate::flow::table::Families;
 use crate::format::counted;
 
 /// Last line of every refusal of a reload.
@@ -208,7 +207,7 @@ async fn check(parts: &mut Parts, new: &Config) -> Result<(), Refusal> {
 /// Makes `new` the configuration, completely or not at all.
 async fn take_over(parts: &mut Parts, new: Config) -> Result<(), Refusal> {
     let Parts { world, splitting, .. } = parts;
-    populate(world, new.families()).await.map_err(unprocessable)?;
+    populate(world, &new).await.map_err(unprocessable)?;
     let applied = world.registry.apply(&new.vips, &world.workers, Instant::now());
     applied.map_err(unprocessable)?;
     splitting.retain(&world.registry);
@@ -216,11 +215,16 @@ async fn take_over(parts: &mut Parts, new: Config) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Populates the memory of the flow tables for these address families, where it is missing. Runs on
+/// Populates the memory of the flow tables and splices that `new` needs, where it is missing. Runs on
 /// another thread, because it may take a second per worker.
-async fn populate(world: &World, families: Families) -> Result<(), String> {
+async fn populate(world: &World, new: &Config) -> Result<(), String> {
     let tables: Vec<_> = world.workers.iter().map(|worker| Arc::clone(&worker.flows)).collect();
-    let all = move || tables.iter().try_for_each(|table| table.populate(families));
+    let (families, spliced) = (new.families(), new.spliced());
+    let shared = Arc::clone(&world.shared);
+    let all = move || {
+        tables.iter().try_for_each(|table| table.populate(families))?;
+        shared.splices.populate(spliced)
+    };
     let populated = tokio::task::spawn_blocking(all).await;
     let reported = |error: &dyn Display| {
         format!(

@@ -15,6 +15,7 @@ use crate::control::neighbour::Snapshot;
 use crate::control::pins::Pins;
 use crate::control::state::Registry;
 use crate::control::view::{NicView, WorkerView};
+use crate::flow::shared::SharedTables;
 use crate::forwarding::publish::Publisher;
 use crate::forwarding::{ForwardingTable, Local};
 use crate::net::BackendIndex;
@@ -28,6 +29,8 @@ pub(super) struct World {
     pub(super) registry: Registry,
     /// Workers, in the configuration's order.
     pub(super) workers: Vec<WorkerView>,
+    /// Tables that the workers share.
+    pub(super) shared: Arc<SharedTables>,
     /// NICs, in the configuration's order.
     pub(super) nics: Vec<NicView>,
     /// Latest snapshot of the resolver.
@@ -133,6 +136,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::Vip;
     use crate::control::reload::tests::config;
+    use crate::flow::shared::TableSizes;
     use crate::flow::table::{Families, FlowTable};
     use crate::net::TableSecret;
     use crate::stats::WorkerStats;
@@ -140,7 +144,9 @@ pub(super) mod tests {
 
     /// Returns a world with these VIPs, one worker and no NIC, and its first table published.
     pub fn world(vips: Vec<Vip>) -> World {
-        let flows = FlowTable::new(8, TableSecret::new(1), Families::default()).unwrap();
+        let secret = TableSecret::new(1);
+        let flows = FlowTable::new(8, secret.clone(), Families::default()).unwrap();
+        let shared = SharedTables::new(Arc::from([]), &secret, TableSizes::default()).unwrap();
         let stats = Arc::new(WorkerStats::new(8, 8, 0));
         let workers = vec![WorkerView { core: 0, stats, flows: Arc::new(flows) }];
         let mut registry = Registry::default();
@@ -151,6 +157,7 @@ pub(super) mod tests {
             targets: watch::channel(registry.targets()).0,
             registry,
             workers,
+            shared,
             nics: Vec::new(),
             network: Arc::default(),
             publisher: Publisher::new(first).0,

@@ -6,8 +6,10 @@ use super::state::{Class, Event, Policy, Proof, Step, Verdict, step};
 use crate::datapath::batch::{FragmentKind, Packet, TcpFlags};
 use crate::datapath::clients::is_due;
 use crate::datapath::context::Context;
+use crate::datapath::cookie;
 use crate::datapath::quic::named;
 use crate::datapath::snat::reopens;
+use crate::datapath::splice;
 use crate::flow::entry::{FlowState, Pin, State};
 use crate::forwarding::table::{Backend, BackendFlags};
 use crate::forwarding::{FlowAction, RESET_TIME};
@@ -278,6 +280,55 @@ fn request_policy(
     }
 }
 
+/// Returns the event of a client's packet at a VIP with `syn_proxy`, and whether it waits for the
+/// backend: until that has answered, only a RST changes anything. An ACK that proves another
+/// connection ends one that is over, as a SYN does elsewhere.
+#[cold]
+fn guarded_request(
+    event: Event,
+    packet: &Packet,
+    flow_state: &FlowState,
+    backend: &Backend,
+    context: &Context<'_>,
+) -> (Event, bool) {
+    let Event::Request(class) = event else { return (event, false) };
+    let state = flow_state.state();
+    let (over, ends) = (state.is_closing(backend.forward), class == Class::Rst);
+    if over && (class == Class::Syn || !ends && proves_another(packet, context)) {
+        return (Event::Request(Class::Syn), false);
+    }
+    let waits = !ends && splice::waits(&packet.flow, state, backend, context);
+    (if waits { Event::Request(Class::NoAck) } else { event }, waits)
+}
+
+/// Whether the packet proves a connection that is not that of its flow.
+fn proves_another(packet: &Packet, context: &Context<'_>) -> bool {
+    let Some(proof) = cookie::proof(packet, context) else { return false };
+    let known = splice::find(&packet.flow, context).map(|found| found.splice);
+    known.is_none_or(|splice| (splice.isn, splice.cookie) != (proof.isn, proof.cookie))
+}
+
+/// Returns the event of a backend's packet at a VIP with `syn_proxy`, and whether it belongs to the
+/// handshake: until its end every packet, and later each SYN+ACK that is repeated.
+#[cold]
+fn guarded_reply(
+    event: Event,
+    flow: &HashedKey,
+    flow_state: &FlowState,
+    backend: &Backend,
+    context: &Context<'_>,
+) -> (Event, bool) {
+    let state = flow_state.state();
+    let belongs = match event {
+        Event::Reply(Class::Syn | Class::SynAck) if state.has(State::ESTABLISHED) => {
+            !state.has(State::TERMINATED) && splice::is_spliced(flow, backend, context)
+        }
+        Event::Reply(Class::Rst) => false,
+        _ => splice::waits(flow, state, backend, context),
+    };
+    (if belongs { Event::Reply(Class::NoAck) } else { event }, belongs)
+}
+
 /// Changes of a packet in its flow, in whichever worker's table the pin is.
 #[derive(Clone, Copy)]
 pub(super) struct FlowUpdate {
@@ -287,6 +338,8 @@ pub(super) struct FlowUpdate {
     pub step: Step,
     /// Previous hop of a client's packet.
     pub hop: Option<NextHop>,
+    /// The packet is part of the handshake with the backend (`syn_proxy`).
+    pub waits: bool,
 }
 
 impl FlowUpdate {
@@ -302,14 +355,19 @@ impl FlowUpdate {
     ) -> Self {
         let Context { nic, now, .. } = *context;
         let event = request(packet, flow_state, sequence, backend, now);
+        let (event, waits) = match backend.flags.has(BackendFlags::SPLICED) {
+            true => guarded_request(event, packet, flow_state, backend, context),
+            false => (event, false),
+        };
         let expired = is_expired(packet.flow.protocol(), flow_state, backend, now);
         let policy = request_policy(packet, flow_state, backend, context);
         Self {
             event,
-            step: step(flow_state.state(), expired, event, policy),
+            step: step(flow_state.state(), expired, event, policy).of_handshake(waits),
             // With a SNAT port, its entry has the hop. A hop that cannot be stored is left out.
             hop: (flow_state.snat_port().is_none() && packet.return_hop(nic).is_some())
                 .then(|| packet.came_from(nic)),
+            waits,
         }
     }
 
@@ -322,9 +380,27 @@ impl FlowUpdate {
         backend: &Backend,
         context: &Context<'_>,
     ) -> Self {
+        let (event, waits) = match backend.flags.has(BackendFlags::SPLICED) {
+            true => guarded_reply(event, flow, flow_state, backend, context),
+            false => (event, false),
+        };
         let expired = is_expired(flow.protocol(), flow_state, backend, context.now);
         let policy = policy(|| flow.tuple, backend, context);
-        Self { event, step: step(flow_state.state(), expired, event, policy), hop: None }
+        let step = step(flow_state.state(), expired, event, policy).of_handshake(waits);
+        Self { event, step, hop: None, waits }
+    }
+
+    /// Returns the changes by the end of the handshake with the backend.
+    pub fn of_handshake(
+        flow: &HashedKey,
+        flow_state: &FlowState,
+        backend: &Backend,
+        context: &Context<'_>,
+    ) -> Self {
+        let event = Event::Reply(Class::Ack { resumes: false, proof: Proof::Misfit });
+        let policy = policy(|| flow.tuple, backend, context);
+        let step = step(flow_state.state(), false, event, policy);
+        Self { event, step, hop: None, waits: false }
     }
 
     /// Whether the packet keeps its pin, so that the changes are stored.

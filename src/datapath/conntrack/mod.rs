@@ -40,7 +40,7 @@ pub use untracked::Untracked;
 
 use self::commit::count_pinned;
 use self::event::{FlowUpdate, alive, steady};
-use self::locate::{Remote, Tables};
+use self::locate::{Located, Remote, Tables};
 use self::state::Verdict;
 use self::sweep::Sweep;
 use super::batch::{BATCH, Batch, Packet};
@@ -267,7 +267,8 @@ impl Conntrack {
         // A SYN that is retransmitted to another worker (Linux takes another hash, and so another
         // queue, after each time-out: tcp_write_timeout) chooses the same backend where the hash
         // alone does. But a backend that sees another source address takes it for another connection.
-        if opens && !elsewhere && !snat::wanted(packet, context) && is_hashed(packet, context) {
+        let is_free = !tcp || is_hashed(packet, context);
+        if opens && !elsewhere && !snat::wanted(packet, context) && is_free {
             return Err(Miss::Open.into());
         }
         let miss = if opens { Miss::Open } else { Miss::NonSyn };
@@ -530,6 +531,22 @@ impl Conntrack {
         Ok(Target::of(backend, &pin.flow_state))
     }
 
+    /// Records that the backend has answered the SYN that this box sent it for a flow (`syn_proxy`).
+    #[cold]
+    pub fn establish(&mut self, flow: &HashedKey, backend: &Backend, context: &Context<'_>) {
+        let flow = &self.secret().hash(flow.tuple);
+        let here = context.flows.find_at(flow, Slot::NOWHERE);
+        let here = here.filter(|hit| !hit.flow_state.state().has(State::REMOTE));
+        let located = here.map(Located::Own).or_else(|| {
+            let on_it = |pinned: &Backend| pinned.id == backend.id;
+            Some(Located::Remote(self.tables.find_elsewhere(flow, context, on_it)?.0))
+        });
+        if let Some(located) = located {
+            let update = FlowUpdate::of_handshake(flow, located.flow_state(), backend, context);
+            self.tables.store(&located, flow, &update, backend, context);
+        }
+    }
+
     /// Removes the pin made by the first packet of a flow, which was not sent.
     pub fn unpin(&mut self, flow: &HashedKey, context: &Context<'_>) {
         self.tables.take_back(flow, context);
@@ -572,6 +589,7 @@ fn requested<'t>(
 ) -> Result<Target<'t>, Untracked<'t>> {
     let target = Target::of(backend, flow_state);
     match update.step.verdict {
+        Verdict::Forward if update.waits => Err(Untracked::Waits),
         Verdict::Forward => Ok(target),
         Verdict::Reset => {
             Err(Untracked::Terminated(Terminated { client: packet.came_from(context.nic), target }))
@@ -592,6 +610,7 @@ fn replied<'t>(
             client: flow_state.hop(),
             target: Target::of(backend, flow_state),
         })),
+        _ if update.waits => Err(Untracked::Answers(flow_state.hop())),
         _ => Ok(flow_state.hop()),
     }
 }

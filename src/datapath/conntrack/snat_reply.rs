@@ -93,6 +93,7 @@ fn track_unsteady<'t>(
             client,
             target: Target::of(backend, &flow_state),
         })),
+        _ if update.waits => Err(Untracked::Answers(client)),
         _ => Ok(client),
     }
 }

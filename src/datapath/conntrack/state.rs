@@ -154,6 +154,14 @@ impl Event {
 }
 
 impl Step {
+    /// Returns the step of a packet that may belong to a handshake which is not complete: then the
+    /// time-out runs from the last SYN for the backend.
+    #[inline]
+    pub const fn of_handshake(self, belongs: bool) -> Self {
+        let goes_on = matches!(self.verdict, Verdict::Forward);
+        Self { touch: self.touch && !(belongs && goes_on), ..self }
+    }
+
     /// Leaves the flow unchanged.
     #[inline]
     const fn unchanged(state: State, verdict: Verdict) -> Self {

@@ -69,6 +69,8 @@ fn outcome<T>(tracked: Result<T, Untracked<'_>>) -> &'static str {
         Err(Untracked::Miss(Miss::Open)) => "open",
         Err(Untracked::Miss(Miss::NonSyn)) => "midflow",
         Err(Untracked::NoFlow) => "no flow",
+        Err(Untracked::Waits) => "waits",
+        Err(Untracked::Answers(_)) => "answers",
         Err(Untracked::Terminated(_)) => "reset",
     }
 }

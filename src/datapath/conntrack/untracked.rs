@@ -2,6 +2,7 @@
 
 use crate::datapath::target::Terminated;
 use crate::forwarding::Miss;
+use crate::net::NextHop;
 
 /// Reason for which a packet is not forwarded along a pin.
 #[derive(Debug)]
@@ -10,6 +11,10 @@ pub enum Untracked<'t> {
     Miss(Miss),
     /// The backend's packet belongs to no flow of that backend.
     NoFlow,
+    /// The client's packet belongs to a flow whose backend has not answered yet.
+    Waits,
+    /// The backend's packet belongs to such a flow; the next hop to its client.
+    Answers(NextHop),
     /// The flow is terminated: both ends are reset.
     Terminated(Terminated<'t>),
 }

@@ -1,0 +1,108 @@
+//! Part of the stage conntrack, for VIPs with `syn_proxy`: the splice of a flow, beside its pin.
+//!
+//! Reads: the flow tables of all workers, and the splices. Cost: one look-up in this worker's table,
+//! or in the one that a remote entry names, and the line of the splice; only for such VIPs.
+
+use super::context::Context;
+use crate::flow::entry::{Pin, State};
+use crate::flow::splices::{Place, Splice};
+use crate::forwarding::table::{Backend, BackendFlags};
+use crate::net::HashedKey;
+use crate::wire::splice::Shift;
+
+/// Window scale that clients are told: windows of up to 8 MiB, in steps of 128 bytes.
+pub(super) const TOLD: u8 = 7;
+
+/// A flow with a splice, wherever its pin is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found {
+    /// Place of pin and splice.
+    pub place: Place,
+    /// The pin.
+    pub pin: Pin,
+    /// The splice.
+    pub splice: Splice,
+}
+
+/// Finds the splice of a flow; `None` if it has none, as flows have that began before `syn_proxy`
+/// was switched on.
+pub(super) fn find(flow: &HashedKey, context: &Context<'_>) -> Option<Found> {
+    let (place, pin) = place_of(flow, context)?;
+    let splice = context.shared.splices.read(&place)?;
+    Some(Found { place, pin, splice })
+}
+
+/// Records the splice of a flow that this worker has just pinned. Returns false if that is not
+/// possible.
+pub(super) fn record(flow: &HashedKey, splice: &Splice, context: &Context<'_>) -> bool {
+    let Some((place, _)) = place_of(flow, context) else { return false };
+    context.shared.splices.record(&place, splice);
+    place.worker == context.worker && context.shared.splices.read(&place).is_some()
+}
+
+fn place_of(flow: &HashedKey, context: &Context<'_>) -> Option<(Place, Pin)> {
+    let flows = &context.shared.flows;
+    let own = flows.get(usize::from(context.worker))?;
+    // The flow of a packet to a SNAT port has no hash.
+    let hashed = if flow.value() == 0 { own.secret().hash(flow.tuple) } else { *flow };
+    let at = |worker: u8| {
+        let table = flows.get(usize::from(worker))?;
+        let (slot, pin) = table.lookup(&hashed)?;
+        Some((Place { worker, slot, stamp: table.stamp(slot)? }, pin))
+    };
+    let is_pin = |(_, pin): &(Place, Pin)| !pin.flow_state.state().has(State::REMOTE);
+    match at(context.worker) {
+        Some(found) if is_pin(&found) => Some(found),
+        Some((_, entry)) => at(entry.flow_state.owner()).filter(is_pin),
+        // There was no room for a remote entry.
+        None => (0..u8::try_from(flows.len()).unwrap_or(u8::MAX))
+            .filter(|&worker| worker != context.worker)
+            .find_map(|worker| at(worker).filter(is_pin)),
+    }
+}
+
+/// Whether a flow on `backend`, in `state` here, waits for the backend's part of the handshake.
+#[inline]
+pub(super) fn waits(
+    flow: &HashedKey,
+    state: State,
+    backend: &Backend,
+    context: &Context<'_>,
+) -> bool {
+    backend.flags.has(BackendFlags::SPLICED)
+        && !state.has(State::ESTABLISHED)
+        && !state.has(State::TERMINATED)
+        && is_waiting(flow, context)
+}
+
+#[cold]
+fn is_waiting(flow: &HashedKey, context: &Context<'_>) -> bool {
+    // A remote entry may be older than the pin.
+    find(flow, context).is_some_and(|it| !it.pin.flow_state.state().has(State::ESTABLISHED))
+}
+
+/// Whether a flow on `backend` has a splice.
+#[cold]
+pub(super) fn is_spliced(flow: &HashedKey, backend: &Backend, context: &Context<'_>) -> bool {
+    backend.flags.has(BackendFlags::SPLICED) && find(flow, context).is_some()
+}
+
+/// Returns the numbers of a flow on `backend`; `None` without a splice, or before the backend has
+/// answered.
+pub(super) fn numbers(flow: &HashedKey, backend: &Backend, context: &Context<'_>) -> Option<Shift> {
+    let spliced = backend.flags.has(BackendFlags::SPLICED);
+    shift(&find(flow, context).filter(|_| spliced)?.splice)
+}
+
+/// Returns the numbers of a splice; `None` before the backend has answered.
+pub(super) fn shift(splice: &Splice) -> Option<Shift> {
+    let Splice { cookie, offer, answer, .. } = splice;
+    let answer = answer.as_ref()?;
+    Some(Shift {
+        shift: answer.isn.wrapping_sub(*cookie),
+        clock: answer.clock,
+        upscale: if answer.scale.is_none() { offer.scale.unwrap_or_default() } else { 0 },
+        scale: answer.scale.unwrap_or_default(),
+        told: if offer.scale.is_some() { TOLD } else { 0 },
+    })
+}

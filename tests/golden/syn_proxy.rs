@@ -1,0 +1,583 @@
+//! VIPs with `syn_proxy`: two handshakes, and the numbers of one connection between them.
+
+use std::net::IpAddr;
+
+use etherparse::{SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
+use holdfast::forwarding::{Service, VipSpec};
+use holdfast::net::Forward;
+use holdfast::stats::{Drop, LocalReply};
+
+use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, ip_builder, nic_mac, spec, tagged};
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+const PORT: u16 = 40_000;
+/// Makes the stream's numbers wrap.
+const ISN: u32 = u32::MAX - 2;
+/// The backend's initial sequence number.
+const THEIRS: u32 = 0x8000_0001;
+/// The client's timestamp in its SYN, and in its ACK; the backend's.
+const TIMES: [u32; 3] = [1000, 1001, u32::MAX - 5];
+
+use TcpOptionElement::{
+    MaximumSegmentSize as Mss, SelectiveAcknowledgement as Sack,
+    SelectiveAcknowledgementPermitted as SackPermitted, Timestamp, WindowScale,
+};
+
+/// A mode, the families of client and backend, and whether backends get a PROXY header.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    forward: Forward,
+    family: Family,
+    inner: Family,
+    proxy: bool,
+}
+
+impl Case {
+    fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for family in FAMILIES {
+            all.push(Self { forward: Forward::Nat, family, inner: family, proxy: false });
+            for inner in FAMILIES {
+                let full = |proxy| Self { forward: Forward::FullNat, family, inner, proxy };
+                all.extend([false, true].map(full));
+            }
+        }
+        all
+    }
+
+    fn vip(self, backends: u16) -> VipSpec {
+        let Self { forward, family, inner, proxy } = self;
+        let mut vip = spec(0, forward, family, 1, backends).with(|policy| {
+            policy.syn_proxy = true;
+            policy.proxy = proxy;
+            policy.reject_no_backend = true;
+        });
+        for (index, backend) in (0..).zip(&mut vip.backends) {
+            backend.address = inner.backend(index);
+        }
+        vip
+    }
+}
+
+/// Numbers and flags of a segment.
+type Said<'s> = (u32, u32, &'s str);
+
+fn segment(
+    (source_mac, destination_mac): ([u8; 6], [u8; 6]),
+    source: (IpAddr, u16),
+    destination: (IpAddr, u16),
+    (sequence, acknowledgment, flags): Said<'_>,
+    options: &[TcpOptionElement],
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut tcp = TcpHeader::new(source.1, destination.1, sequence, 500);
+    tcp.acknowledgment_number = acknowledgment;
+    tcp.syn = flags.contains('S');
+    tcp.ack = flags.contains('A');
+    tcp.fin = flags.contains('F');
+    tcp.rst = flags.contains('R');
+    tcp.set_options(options).unwrap();
+    let builder = ip_builder((source_mac, destination_mac), source.0, destination.0);
+    let mut packet = Vec::new();
+    builder.tcp_header(tcp).write(&mut packet, payload).unwrap();
+    packet
+}
+
+/// Header, options and payload of a packet that was sent, with verified checksums.
+fn read(sent: &Sent) -> (TcpHeader, Vec<TcpOptionElement>, Vec<u8>) {
+    sent.assert_checksums();
+    let packet = SlicedPacket::from_ethernet(&sent.bytes).unwrap();
+    let Some(TransportSlice::Tcp(tcp)) = packet.transport else { unreachable!("no TCP") };
+    let options = tcp.options_iterator().map(Result::unwrap);
+    let options = options.filter(|option| *option != TcpOptionElement::Noop).collect();
+    (tcp.to_header(), options, tcp.payload().to_vec())
+}
+
+fn flags(tcp: &TcpHeader) -> String {
+    let all = [('S', tcp.syn), ('A', tcp.ack), ('F', tcp.fin), ('R', tcp.rst)];
+    all.into_iter().filter(|(_, set)| *set).map(|(letter, _)| letter).collect()
+}
+
+fn said(sent: &Sent) -> (u32, u32, String) {
+    let (tcp, ..) = read(sent);
+    (tcp.sequence_number, tcp.acknowledgment_number, flags(&tcp))
+}
+
+/// A client, and what it knows of its connection.
+struct Client {
+    case: Case,
+    port: u16,
+    worker: usize,
+    options: Vec<TcpOptionElement>,
+}
+
+impl Client {
+    fn new(case: Case) -> Self {
+        let options = vec![Mss(1460), SackPermitted, Timestamp(TIMES[0], 0), WindowScale(9)];
+        Self { case, port: PORT, worker: 0, options }
+    }
+
+    fn times(&self, echo: u32) -> Vec<TcpOptionElement> {
+        let uses = self.options.iter().any(|option| matches!(option, Timestamp(..)));
+        if uses { vec![Timestamp(TIMES[1], echo)] } else { Vec::new() }
+    }
+
+    fn packet(&self, said: Said<'_>, options: &[TcpOptionElement], payload: &[u8]) -> Vec<u8> {
+        let Case { family, .. } = self.case;
+        let ends = ((family.client(), self.port), (family.vip(), 80));
+        segment((CLIENT_MAC, nic_mac(0)), ends.0, ends.1, said, options, payload)
+    }
+
+    fn says(
+        &self,
+        rig: &mut Rig,
+        said: Said<'_>,
+        options: &[TcpOptionElement],
+        payload: &[u8],
+    ) -> Vec<Sent> {
+        rig.send(self.worker, 0, &self.packet(said, options, payload))
+    }
+
+    /// Sends the SYN; returns cookie and timestamp of the answer.
+    fn knocks(&self, rig: &mut Rig) -> (u32, u32) {
+        let sent = self.says(rig, (ISN, 0, "S"), &self.options, b"early");
+        let [answer] = &sent[..] else { unreachable!("{sent:?}") };
+        assert_eq!((answer.destination_mac(), answer.source_mac()), (CLIENT_MAC, nic_mac(0)));
+        let (tcp, options, payload) = read(answer);
+        let time = options.iter().find_map(|option| match option {
+            Timestamp(value, echo) => {
+                assert_eq!(*echo, TIMES[0]);
+                Some(*value)
+            }
+            _ => None,
+        });
+        assert_eq!(flags(&tcp), "SA");
+        assert_eq!((tcp.window_size, payload.len()), (0, 0), "the client must wait");
+        assert_eq!(tcp.acknowledgment_number, ISN.wrapping_add(1), "data of a SYN come again");
+        assert_eq!(time.is_some(), self.options.contains(&Timestamp(TIMES[0], 0)));
+        assert_eq!(options.contains(&SackPermitted), self.options.contains(&SackPermitted));
+        assert_eq!(options.contains(&WindowScale(7)), self.options.contains(&WindowScale(9)));
+        (tcp.sequence_number, time.unwrap_or_default())
+    }
+
+    /// Proves itself; returns the SYN for the backend.
+    fn proves(&self, rig: &mut Rig, (cookie, time): (u32, u32)) -> Sent {
+        let numbers = (ISN.wrapping_add(1), cookie.wrapping_add(1), "A");
+        let sent = self.says(rig, numbers, &self.times(time), &[]);
+        let [syn] = &sent[..] else { unreachable!("{sent:?}") };
+        let (tcp, options, payload) = read(syn);
+        assert_eq!(said(syn), (ISN, 0, "S".to_owned()));
+        assert_eq!(payload, b"");
+        for option in &self.options {
+            match option {
+                Timestamp(..) => assert!(options.contains(&Timestamp(TIMES[1], 0))),
+                Mss(_) => {
+                    let grown = self.case.family == Family::V4 && self.case.inner == Family::V6;
+                    assert!(options.contains(&Mss(if grown { 1440 } else { 1460 })), "{options:?}");
+                }
+                option => assert!(options.contains(option), "{option:?} in {options:?}"),
+            }
+        }
+        let scaled = self.options.contains(&WindowScale(9));
+        assert_eq!(tcp.window_size, if scaled { u16::MAX } else { 500 }, "500, not scaled");
+        syn.clone()
+    }
+}
+
+/// A backend, from the SYN that it received.
+struct Peer {
+    ends: ((IpAddr, u16), (IpAddr, u16)),
+    mac: [u8; 6],
+    worker: usize,
+}
+
+impl Peer {
+    fn of(syn: &Sent, worker: usize) -> Self {
+        let (address, port, _) = syn.destination();
+        Self { ends: ((address, port), syn.source()), mac: syn.destination_mac(), worker }
+    }
+
+    fn says(
+        &self,
+        rig: &mut Rig,
+        said: Said<'_>,
+        options: &[TcpOptionElement],
+        payload: &[u8],
+    ) -> Vec<Sent> {
+        let macs = (self.mac, nic_mac(0));
+        let packet = segment(macs, self.ends.0, self.ends.1, said, options, payload);
+        rig.send(self.worker, 0, &packet)
+    }
+
+    /// Answers the SYN; returns the packets for the backend and for the client.
+    fn answers(&self, rig: &mut Rig, options: &[TcpOptionElement]) -> (Sent, Sent) {
+        let mut sent = self.says(rig, (THEIRS, ISN.wrapping_add(1), "SA"), options, &[]);
+        assert_eq!(sent.len(), 2, "{sent:?}");
+        sent.sort_by_key(|it| it.destination_mac() == CLIENT_MAC);
+        let to_client = sent.pop().unwrap();
+        (sent.pop().unwrap(), to_client)
+    }
+}
+
+const THEIR_OPTIONS: [TcpOptionElement; 4] =
+    [Mss(1400), SackPermitted, Timestamp(TIMES[2], TIMES[1]), WindowScale(5)];
+
+/// A whole connection, in each mode, with the backend's packets at the client's worker and at
+/// another one.
+#[test]
+fn two_handshakes_make_one_connection() {
+    for case in Case::all() {
+        for worker in [0, 1] {
+            let mut rig = Rig::new(2, 1, vec![case.vip(3)]);
+            let client = Client::new(case);
+            let (cookie, time) = client.knocks(&mut rig);
+            assert_eq!(rig.stats(0).flows_active.get(), 0, "a SYN costs no state");
+            rig.advance(3);
+            let syn = client.proves(&mut rig, (cookie, time));
+            assert_eq!(rig.stats(0).flows_active.get(), 1);
+            rig.advance(2);
+            let backend = Peer::of(&syn, worker);
+            let (ack, opens) = backend.answers(&mut rig, &THEIR_OPTIONS);
+            let next = ISN.wrapping_add(1);
+            let (tcp, options, header) = read(&ack);
+            assert_eq!(said(&ack), (next, THEIRS.wrapping_add(1), "A".to_owned()), "{case:?}");
+            assert_eq!(options, [Timestamp(TIMES[1], TIMES[2])]);
+            assert_eq!(tcp.window_size, 500, "as the client wrote it");
+            assert_eq!(header.is_empty(), !case.proxy);
+            let (tcp, options, payload) = read(&opens);
+            assert_eq!(said(&opens), (cookie.wrapping_add(1), next, "A".to_owned()));
+            // 500 bytes, in steps of 128.
+            assert_eq!((tcp.window_size, payload.len()), (3, 0));
+            let [Timestamp(now, echo)] = options[..] else { unreachable!("{options:?}") };
+            assert_eq!((now, echo), (time.wrapping_add(50), TIMES[1]), "50 ms later");
+
+            // Data both ways; the client acknowledges part of what the backend sent out of order.
+            let block = (cookie.wrapping_add(9), cookie.wrapping_add(12));
+            let more = [Sack(block, [None; 3]), Timestamp(TIMES[1] + 1, now)];
+            let numbers = (next, cookie.wrapping_add(1), "A");
+            let sent = client.says(&mut rig, numbers, &more, b"GET");
+            let (tcp, options, payload) = read(&sent[0]);
+            assert_eq!(tcp.acknowledgment_number, THEIRS.wrapping_add(1), "{case:?}");
+            let block = (THEIRS.wrapping_add(9), THEIRS.wrapping_add(12));
+            assert_eq!(options, [Sack(block, [None; 3]), Timestamp(TIMES[1] + 1, TIMES[2])]);
+            assert!(payload.ends_with(b"GET"));
+            assert_eq!(
+                payload.len() > 3,
+                case.proxy,
+                "the header comes again until it is acknowledged"
+            );
+            assert_eq!(tcp.window_size, 500);
+            let shifted = u32::try_from(payload.len()).unwrap();
+            let heard = next.wrapping_add(shifted);
+            let times = [Timestamp(TIMES[2].wrapping_add(7), TIMES[1] + 1)];
+            let sent =
+                backend.says(&mut rig, (THEIRS.wrapping_add(1), heard, "A"), &times, b"page");
+            let (tcp, options, payload) = read(&sent[0]);
+            assert_eq!(said(&sent[0]).0, cookie.wrapping_add(1));
+            assert_eq!(tcp.acknowledgment_number, next.wrapping_add(3), "{case:?}");
+            assert_eq!((payload, tcp.window_size), (b"page".to_vec(), 500 * 32 / 128));
+            assert_eq!(options, [Timestamp(now.wrapping_add(7), TIMES[1] + 1)]);
+
+            // Both ends close.
+            let fin = backend.says(&mut rig, (THEIRS.wrapping_add(5), heard, "FA"), &[], &[]);
+            assert_eq!(said(&fin[0]).0, cookie.wrapping_add(5));
+            let numbers = (next.wrapping_add(3), cookie.wrapping_add(6), "FA");
+            let fin = client.says(&mut rig, numbers, &[], &[]);
+            assert_eq!(said(&fin[0]).1, THEIRS.wrapping_add(6));
+            rig.advance(700);
+            assert_eq!(rig.stats(0).flows_active.get(), 0);
+            assert_eq!(rig.stats(0).flows_closed.get(), 1);
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// Options that one end lacks.
+#[test]
+fn what_an_end_lacks_the_other_is_not_told() {
+    let case = Case { forward: Forward::Nat, family: Family::V4, inner: Family::V4, proxy: false };
+    for ours in
+        [vec![], vec![Mss(1460)], vec![Mss(1460), WindowScale(9)], vec![Timestamp(TIMES[0], 0)]]
+    {
+        for theirs in
+            [&THEIR_OPTIONS[..0], &THEIR_OPTIONS[..1], &THEIR_OPTIONS[..3], &THEIR_OPTIONS]
+        {
+            let mut rig = Rig::new(1, 1, vec![case.vip(1)]);
+            let client = Client { options: ours.clone(), ..Client::new(case) };
+            let cookie = client.knocks(&mut rig);
+            let numbers = (ISN.wrapping_add(1), cookie.0.wrapping_add(1), "A");
+            let syn = client.says(&mut rig, numbers, &client.times(cookie.1), &[]).remove(0);
+            let backend = Peer::of(&syn, 0);
+            let (ack, opens) = backend.answers(&mut rig, theirs);
+            let (scales, accepts) =
+                (ours.contains(&WindowScale(9)), theirs.contains(&WindowScale(5)));
+            let (tcp, options, _) = read(&ack);
+            let both = ours.contains(&Timestamp(TIMES[0], 0)) && theirs.contains(&THEIR_OPTIONS[2]);
+            assert_eq!(options.is_empty(), !both, "{ours:?} {theirs:?}");
+            assert_eq!(tcp.window_size, if scales && !accepts { u16::MAX } else { 500 });
+            assert_eq!(read(&opens).0.window_size, if scales { 3 } else { 500 });
+            let numbers = (ISN.wrapping_add(1), cookie.0.wrapping_add(1), "A");
+            let sent = client.says(&mut rig, numbers, &[], b"GET");
+            let window = read(&sent[0]).0.window_size;
+            assert_eq!(window, if scales && !accepts { u16::MAX } else { 500 });
+            let numbers = (THEIRS.wrapping_add(1), ISN.wrapping_add(4), "A");
+            let window = read(&backend.says(&mut rig, numbers, &[], b"page")[0]).0.window_size;
+            let expected = match (scales, accepts) {
+                (true, true) => 500 * 32 / 128,
+                (true, false) => 500 / 128,
+                // The SYN for the backend offered no scale.
+                (false, _) => 500,
+            };
+            assert_eq!(window, expected, "{ours:?} {theirs:?}");
+        }
+    }
+}
+
+/// Nothing that a forger sends reaches a backend or takes memory.
+#[test]
+fn without_a_proof_no_backend_sees_a_packet() {
+    for case in Case::all() {
+        let mut rig = Rig::new(1, 1, vec![case.vip(2)]);
+        let client = Client::new(case);
+        let (cookie, _) = client.knocks(&mut rig);
+        let next = ISN.wrapping_add(1);
+        for (numbers, answered) in [
+            ((next, cookie, "A"), true),
+            ((next.wrapping_add(5), cookie.wrapping_add(1), "A"), true),
+            ((next, cookie ^ 0x8000, "A"), true),
+            ((next, cookie.wrapping_add(1), "R"), false),
+            ((next, cookie.wrapping_add(1), "RA"), false),
+            ((next, cookie.wrapping_add(1), "SA"), true),
+            ((next, 0, "F"), false),
+        ] {
+            let sent = client.says(&mut rig, numbers, &[], b"x");
+            assert_eq!(sent.len(), usize::from(answered), "{numbers:?}: {sent:?}");
+            if let [refusal] = &sent[..] {
+                assert_eq!(refusal.destination_mac(), CLIENT_MAC);
+                assert_eq!(said(refusal), (numbers.1, 0, "R".to_owned()));
+            }
+        }
+        // From another port the cookie is worth nothing.
+        let other = Client { port: PORT + 1, ..Client::new(case) };
+        other.says(&mut rig, (next, cookie.wrapping_add(1), "A"), &[], &[]);
+        // A damaged SYN, and a damaged proof, which is right a moment later.
+        let mut damaged = client.packet((ISN, 0, "S"), &client.options, b"early");
+        *damaged.last_mut().unwrap() ^= 1;
+        assert_eq!(rig.send(0, 0, &damaged), []);
+        let proof = client.packet((next, cookie.wrapping_add(1), "A"), &client.times(0), b"early");
+        let mut damaged = proof.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        assert_eq!(rig.send(0, 0, &damaged), []);
+        assert_eq!(rig.drops(0, Drop::BadTcpChecksum), 2);
+        assert_eq!(rig.stats(0).flows_active.get(), 0);
+        assert_eq!(rig.stats(0).transmitted.get(), 0);
+        assert_eq!(rig.send(0, 0, &proof).len(), 1);
+        assert_eq!(rig.stats(0).transmitted.get(), 1);
+        rig.assert_accounted();
+    }
+}
+
+/// An old cookie is refused, and refusals are limited.
+#[test]
+fn a_flood_of_acks_is_not_answered_one_by_one() {
+    let case = Case { forward: Forward::Nat, family: Family::V4, inner: Family::V4, proxy: false };
+    let mut rig = Rig::new(1, 1, vec![case.vip(2)]);
+    let client = Client::new(case);
+    let (cookie, _) = client.knocks(&mut rig);
+    rig.skip(2 << 13);
+    let numbers = (ISN.wrapping_add(1), cookie.wrapping_add(1), "A");
+    assert_eq!(
+        said(&client.says(&mut rig, numbers, &[], &[])[0]).2,
+        "R",
+        "nearly three minutes later"
+    );
+    for number in 0..2000 {
+        client.says(&mut rig, (number, number, "A"), &[], &[]);
+    }
+    let refused = rig.stats(0).local_reply_counter(LocalReply::Rejected).get();
+    assert!((2..200).contains(&refused), "{refused}");
+    assert_eq!(refused + rig.drops(0, Drop::NoCookie), 2001);
+    rig.assert_accounted();
+}
+
+/// The backend's answer is lost, ours to it is lost, or it comes late.
+#[test]
+fn lost_packets_of_the_second_handshake_come_again() {
+    for case in Case::all() {
+        let mut rig = Rig::new(2, 1, vec![case.vip(1)]);
+        let client = Client::new(case);
+        let proof = client.knocks(&mut rig);
+        let syn = client.proves(&mut rig, proof);
+        // A client that sends all the same waits; at first the SYN is not repeated.
+        let numbers = (ISN.wrapping_add(1), proof.0.wrapping_add(1), "A");
+        assert_eq!(client.says(&mut rig, numbers, &client.times(proof.1), b"GET"), []);
+        assert_eq!(rig.drops(0, Drop::SynProxyWaits), 1);
+        rig.advance(30);
+        let again = client.says(&mut rig, numbers, &client.times(proof.1), b"GET");
+        assert_eq!(said(&again[0]), (ISN, 0, "S".to_owned()));
+        // The client is silent: repetitions by the clock.
+        let mut times = Vec::new();
+        for tick in 31..800 {
+            rig.advance(1);
+            for sent in rig.collect(0, 0) {
+                let of = |sent: &Sent| (sent.source(), sent.destination(), read(sent).1);
+                let (ours, theirs) = (of(&sent), of(&syn));
+                assert_eq!(
+                    (ours.0, ours.1.0, ours.1.1, ours.2),
+                    (theirs.0, theirs.1.0, theirs.1.1, theirs.2)
+                );
+                assert_eq!(said(&sent), (ISN, 0, "S".to_owned()));
+                times.push(tick);
+            }
+            if tick == 90 {
+                // It is still there.
+                client.says(&mut rig, numbers, &client.times(proof.1), &[]);
+            }
+        }
+        // The time-out of an embryonic flow is 1 s here: it ends between two repetitions.
+        assert_eq!(times, [100], "{case:?}");
+        assert_eq!(rig.stats(0).handshakes_sent.get(), 1);
+        // The pin is gone; the cookie is still right.
+        let syn = client.proves(&mut rig, proof);
+        let backend = Peer::of(&syn, 1);
+        let (first, _) = backend.answers(&mut rig, &THEIR_OPTIONS);
+        let (second, _) = backend.answers(&mut rig, &THEIR_OPTIONS);
+        assert_eq!(read(&first).0, read(&second).0, "the backend has not heard our ACK");
+        let stray = backend.says(&mut rig, (THEIRS + 1, ISN.wrapping_add(1), "SA"), &[], &[]);
+        assert_eq!(stray, [], "of another connection");
+        rig.advance(1);
+        rig.assert_accounted();
+    }
+}
+
+/// A backend refuses, or has an old connection.
+#[test]
+fn a_refusal_reaches_the_client_and_an_old_connection_is_reset() {
+    for case in Case::all() {
+        let mut rig = Rig::new(2, 1, vec![case.vip(1)]);
+        let client = Client::new(case);
+        let proof = client.knocks(&mut rig);
+        let backend = Peer::of(&client.proves(&mut rig, proof), 1);
+        let next = ISN.wrapping_add(1);
+        // A challenge ACK (RFC 5961 4).
+        let sent = backend.says(&mut rig, (77, 99, "A"), &[], &[]);
+        let [reset] = &sent[..] else { unreachable!("{sent:?}") };
+        assert_eq!(reset.destination_mac(), backend_mac(0));
+        assert_eq!(said(reset), (99, 0, "R".to_owned()));
+        let sent = backend.says(&mut rig, (0, next, "RA"), &[], &[]);
+        let [refusal] = &sent[..] else { unreachable!("{sent:?}") };
+        assert_eq!(refusal.destination_mac(), CLIENT_MAC);
+        assert_eq!(said(refusal), (proof.0.wrapping_add(1), next, "AR".to_owned()), "{case:?}");
+        // The client tries again from the same port.
+        let again = client.knocks(&mut rig);
+        client.proves(&mut rig, again);
+        rig.assert_accounted();
+    }
+}
+
+/// A client's RST ends a handshake with the backend.
+#[test]
+fn a_client_that_gives_up_takes_its_backend_along() {
+    let case = Case { forward: Forward::Nat, family: Family::V6, inner: Family::V6, proxy: false };
+    let mut rig = Rig::new(1, 1, vec![case.vip(1)]);
+    let client = Client::new(case);
+    let proof = client.knocks(&mut rig);
+    client.proves(&mut rig, proof);
+    let sent = client.says(&mut rig, (ISN.wrapping_add(1), 0, "R"), &[], &[]);
+    assert_eq!(sent[0].destination_mac(), backend_mac(0));
+    assert_eq!(said(&sent[0]).0, ISN.wrapping_add(1));
+    rig.advance(250);
+    assert_eq!(rig.stats(0).flows_active.get(), 0);
+    assert_eq!(rig.collect(0, 0), [], "no SYN is repeated");
+}
+
+/// No backend, at the SYN and between the SYN and its proof.
+#[test]
+fn without_a_backend_the_client_is_refused() {
+    let case = Case { forward: Forward::Nat, family: Family::V4, inner: Family::V4, proxy: false };
+    let mut rig = Rig::new(1, 1, vec![case.vip(1)]);
+    let client = Client::new(case);
+    let proof = client.knocks(&mut rig);
+    rig.change(|specs| specs[0].backends[0].service = Service::Draining);
+    let numbers = (ISN.wrapping_add(1), proof.0.wrapping_add(1), "A");
+    let sent = client.says(&mut rig, numbers, &client.times(proof.1), &[]);
+    assert_eq!(said(&sent[0]), (proof.0.wrapping_add(1), 0, "R".to_owned()));
+    let sent = client.says(&mut rig, (ISN, 0, "S"), &client.options, &[]);
+    assert_eq!(said(&sent[0]), (0, ISN.wrapping_add(1), "AR".to_owned()));
+    assert_eq!(rig.stats(0).flows_active.get(), 0);
+    rig.assert_accounted();
+}
+
+/// The port is used again while the old connection closes, with the SYN at another worker.
+#[test]
+fn another_connection_begins_by_its_proof_at_any_worker() {
+    let case = Case { forward: Forward::Nat, family: Family::V4, inner: Family::V4, proxy: false };
+    let mut rig = Rig::new(2, 1, vec![case.vip(1)]);
+    let client = Client::new(case);
+    let proof = client.knocks(&mut rig);
+    let backend = Peer::of(&client.proves(&mut rig, proof), 0);
+    backend.answers(&mut rig, &THEIR_OPTIONS);
+    let next = ISN.wrapping_add(1);
+    client.says(&mut rig, (next, proof.0.wrapping_add(1), "FA"), &[], &[]);
+    backend.says(&mut rig, (THEIRS.wrapping_add(1), next.wrapping_add(1), "FA"), &[], &[]);
+    // A late repetition of the first proof begins nothing.
+    let late = client.says(&mut rig, (next, proof.0.wrapping_add(1), "A"), &client.times(0), &[]);
+    assert_eq!(said(&late[0]).1, THEIRS.wrapping_add(1), "it belongs to the old connection");
+    rig.skip(50);
+    let elsewhere = Client { worker: 1, ..Client::new(case) };
+    let said_again = |number: u32, rig: &mut Rig| {
+        let sent = elsewhere.says(rig, (number, 0, "S"), &elsewhere.options, &[]);
+        let (cookie, _, flags) = said(&sent[0]);
+        assert_eq!(flags, "SA");
+        let numbers = (number.wrapping_add(1), cookie.wrapping_add(1), "A");
+        elsewhere.says(rig, numbers, &elsewhere.times(0), &[])
+    };
+    let sent = said_again(7_000_000, &mut rig);
+    assert_eq!(said(&sent[0]), (7_000_000, 0, "S".to_owned()));
+    rig.assert_accounted();
+}
+
+/// `syn_proxy` is switched off while connections last, and on again.
+#[test]
+fn connections_outlive_the_option() {
+    for case in Case::all() {
+        let mut rig = Rig::new(1, 1, vec![case.vip(1)]);
+        let client = Client::new(case);
+        let (cookie, time) = client.knocks(&mut rig);
+        let backend = Peer::of(&client.proves(&mut rig, (cookie, time)), 0);
+        backend.answers(&mut rig, &[]);
+        rig.change(|specs| specs[0].policy.syn_proxy = false);
+        let next = ISN.wrapping_add(1);
+        let sent = client.says(&mut rig, (next, cookie.wrapping_add(1), "A"), &[], b"GET");
+        assert_eq!(said(&sent[0]).1, THEIRS.wrapping_add(1), "{case:?}");
+        // A new connection is opened without a cookie, and has no splice.
+        let plain = Client { port: PORT + 1, ..Client::new(case) };
+        let syn = plain.says(&mut rig, (ISN, 0, "S"), &plain.options, &[]).remove(0);
+        let other = Peer::of(&syn, 0);
+        let sent = other.says(&mut rig, (5, next, "SA"), &THEIR_OPTIONS, &[]);
+        assert_eq!(said(&sent[0]), (5, next, "SA".to_owned()));
+        rig.change(|specs| specs[0].policy.syn_proxy = true);
+        let sent = plain.says(&mut rig, (next, 6, "A"), &[], &[]);
+        assert_eq!(said(&sent[0]).1, 6, "it goes on as it began");
+        rig.assert_accounted();
+    }
+}
+
+/// Clients behind a VLAN tag get their answer through it, and the pin knows the way back.
+#[test]
+fn tagged_clients_are_answered_with_their_tag() {
+    let case = Case { forward: Forward::Nat, family: Family::V4, inner: Family::V4, proxy: false };
+    let mut rig = Rig::new(1, 1, vec![case.vip(1)]);
+    let client = Client::new(case);
+    let syn = tagged(client.packet((ISN, 0, "S"), &client.options, &[]), Some(7));
+    let answer = rig.send(0, 0, &syn).remove(0);
+    assert_eq!(answer.vlan(), Some(7));
+    let cookie = said(&answer).0;
+    let proof = client.packet((ISN.wrapping_add(1), cookie.wrapping_add(1), "A"), &[], &[]);
+    let syn = rig.send(0, 0, &tagged(proof, Some(7))).remove(0);
+    assert_eq!(syn.vlan(), None, "the backend's network has none");
+    let backend = Peer::of(&syn, 0);
+    let (_, opens) = backend.answers(&mut rig, &[]);
+    assert_eq!((opens.vlan(), opens.destination_mac()), (Some(7), CLIENT_MAC));
+    rig.assert_accounted();
+}
