@@ -13,12 +13,13 @@ use holdfast::datapath::queues::WorkerQueue;
 use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::snat::SnatPool;
+use holdfast::flow::splices::{Answer, Offer, Place, Splice};
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::{
     ForwardingTable, Local, SchedulerKind, Timeouts, Tunnels, VipSpec, tunnel,
 };
-use holdfast::net::{Address, Forward, NicIndex, TableSecret};
+use holdfast::net::{Address, FlowKey, Forward, NicIndex, Protocol, TableSecret};
 use holdfast::stats::{Drop, LocalReply, WorkerStats};
 use holdfast::units::Ticks;
 use holdfast::xdp::cpu;
@@ -87,6 +88,9 @@ impl Shared {
     pub fn new(case: Case, workers: usize, backends: u16, capacity: u64) -> (Publisher, Self) {
         let mut vip = spec(0, case.forward, case.family, 1, backends);
         vip.policy.scheduler = SchedulerKind::Maglev { size: TABLE_SIZE };
+        // Splices are made by hand, as a bed has no client that reads cookies.
+        vip.policy.syn_proxy = case.traffic == Traffic::Cookie;
+        vip.spliced = vip.policy.syn_proxy || case.traffic.is_spliced();
         let hour = Ticks(360_000);
         vip.policy.timeouts = Timeouts {
             embryonic: EMBRYONIC,
@@ -110,6 +114,9 @@ impl Shared {
             .map(|_| Arc::new(FlowTable::new(capacity, secret.clone(), families(case)).unwrap()))
             .collect();
         let shared = SharedTables::new(flows, &secret, sizes).unwrap();
+        if vip.spliced {
+            shared.splices.populate(families(case)).unwrap();
+        }
         (publisher, Self { case, vip, tables, shared })
     }
 
@@ -198,7 +205,11 @@ impl Bed {
         let mut bed = Self::empty(shared, index, flows, clock);
         match bed.case.traffic {
             Traffic::Open => bed.fill(),
+            Traffic::Cookie => {}
             _ => bed.establish(),
+        }
+        if bed.case.traffic.is_spliced() {
+            bed.splice(&shared.shared, index);
         }
         bed.verify();
         bed
@@ -310,6 +321,27 @@ impl Bed {
         self.clock = before;
     }
 
+    /// Makes connections of two handshakes of all flows.
+    fn splice(&self, shared: &SharedTables, worker: u8) {
+        let table = &shared.flows[usize::from(worker)];
+        for flow in self.first..self.first + self.flows {
+            let (address, port) = client(self.case.family, flow);
+            let key = FlowKey {
+                client: address,
+                vip: self.case.family.vip().into(),
+                client_port: port,
+                vip_port: VIP_PORT,
+                protocol: Protocol::Tcp,
+            };
+            let (slot, _) = table.lookup(&table.secret().hash(key.into())).unwrap();
+            let place = Place { worker, slot, stamp: table.stamp(slot).unwrap() };
+            let offer =
+                Offer { mss: 1460, scale: Some(7), sack: true, timestamp: None, window: 500 };
+            let answer = Some(Answer { isn: 7, scale: Some(7), clock: 0 });
+            shared.splices.record(&place, &Splice { isn: 1, cookie: 2, offer, answer });
+        }
+    }
+
     /// Sends the packets that prove established flows.
     fn prove(&mut self, flows: Range<u64>) {
         if self.case.forward.translates() {
@@ -363,14 +395,24 @@ impl Bed {
     #[inline]
     fn deliver_next(&mut self) -> u64 {
         match self.case.traffic {
-            Traffic::Hit | Traffic::Tagged | Traffic::Fragment | Traffic::Error | Traffic::Echo => {
+            Traffic::Hit
+            | Traffic::Tagged
+            | Traffic::Fragment
+            | Traffic::Error
+            | Traffic::Echo
+            | Traffic::Spliced => {
                 let fragments = self.case.traffic == Traffic::Fragment;
                 let flows = if fragments { self.flows.min(DATAGRAMS) } else { self.flows };
                 let flow = self.first + self.random.below(flows);
                 self.deliver(flow, |packets| &packets.hit);
                 flow
             }
-            Traffic::Reply => {
+            Traffic::Cookie => {
+                let flow = self.first + self.random.below(self.flows);
+                self.deliver(flow, |packets| &packets.syn);
+                flow
+            }
+            Traffic::Reply | Traffic::SplicedReply => {
                 let flow = self.random.below(self.flows);
                 self.deliver_reply(flow)
             }
@@ -453,8 +495,15 @@ impl Bed {
         assert_eq!(sent.source_mac(), nic_mac(0), "{name}");
         let (address, port) = client(family, flow);
         let client = (IpAddr::from(address), port);
-        if traffic == Traffic::Reply {
+        if matches!(traffic, Traffic::Reply | Traffic::SplicedReply) {
             self.verify_reply(client, sent);
+            return;
+        }
+        if traffic == Traffic::Cookie {
+            sent.assert_checksums();
+            let (tcp, (to, to_port, _)) = (sent.tcp(), sent.destination());
+            assert!(tcp.syn && tcp.ack, "{name}");
+            assert_eq!((to, to_port), client, "{name}");
             return;
         }
         if traffic == Traffic::Echo {
@@ -532,11 +581,13 @@ impl Bed {
         for &reason in Drop::ALL {
             assert_eq!(stats.drop_counter(reason).get(), 0, "{name}: {}", reason.as_str());
         }
-        let answered = stats.local_reply_counter(LocalReply::EchoReply).get();
+        let replies = [LocalReply::EchoReply, LocalReply::SynCookie];
+        let answered: u64 = replies.map(|kind| stats.local_reply_counter(kind).get()).iter().sum();
         assert_eq!(stats.received.get(), stats.transmitted.get() + answered, "{name}");
         assert_eq!(self.worker.frames(), FRAMES as usize, "{name}: lost frames");
         match self.case.traffic {
             Traffic::Open => assert_eq!(stats.flows_new.get(), self.opened, "{name}"),
+            Traffic::Cookie => assert_eq!(self.active(), 0, "{name}: no state"),
             Traffic::Lost => assert_eq!(stats.flows_by_hash.get(), self.opened, "{name}"),
             _ => assert_eq!(self.active(), self.established, "{name}"),
         }

@@ -19,6 +19,12 @@ pub enum Traffic {
     Echo,
     /// Packets of NAT backends, in pinned flows.
     Reply,
+    /// As [`Traffic::Hit`], in connections at a VIP with `syn_proxy`.
+    Spliced,
+    /// As [`Traffic::Reply`], in connections at a VIP with `syn_proxy`.
+    SplicedReply,
+    /// SYNs for a VIP with `syn_proxy`.
+    Cookie,
     /// SYNs, each of a new flow.
     Open,
     /// Packets of clients, each of a new flow, but not a SYN.
@@ -26,6 +32,13 @@ pub enum Traffic {
     /// Packets of NAT backends, each the first of its flow at this worker; another worker has the
     /// pin.
     FirstReply,
+}
+
+impl Traffic {
+    /// Whether the connections of the case consist of two handshakes.
+    pub const fn is_spliced(self) -> bool {
+        matches!(self, Self::Spliced | Self::SplicedReply)
+    }
 }
 
 /// One case.
@@ -42,7 +55,7 @@ const fn case(name: &'static str, forward: Forward, family: Family, traffic: Tra
 }
 
 /// All cases. Names are those of the JSON document.
-pub const CASES: [Case; 20] = [
+pub const CASES: [Case; 23] = [
     case("pipeline_dsr", Forward::Dsr, Family::V4, Traffic::Hit),
     case("pipeline_nat", Forward::Nat, Family::V4, Traffic::Hit),
     case("pipeline_nat_reply", Forward::Nat, Family::V4, Traffic::Reply),
@@ -63,4 +76,7 @@ pub const CASES: [Case; 20] = [
     case("pipeline_dsr_fragment", Forward::Dsr, Family::V4, Traffic::Fragment),
     case("pipeline_nat_error", Forward::Nat, Family::V4, Traffic::Error),
     case("pipeline_echo", Forward::Dsr, Family::V4, Traffic::Echo),
+    case("pipeline_syn_proxy", Forward::Nat, Family::V4, Traffic::Spliced),
+    case("pipeline_syn_proxy_reply", Forward::Nat, Family::V4, Traffic::SplicedReply),
+    case("pipeline_syn_cookie", Forward::Nat, Family::V4, Traffic::Cookie),
 ];

@@ -584,7 +584,7 @@ pub(crate) mod tests {
     #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 26] = [
+        let rows: [(Change, &str); 27] = [
             (
                 |vip| {
                     let window = Duration::from_secs(5);
@@ -644,6 +644,7 @@ pub(crate) mod tests {
             (|vip| vip.name = "www".to_owned(), "VIP web renamed www"),
             (|vip| vip.policy.reset_idle = true, "VIP web: on_idle silent -> reset"),
             (|vip| vip.policy.reject_no_backend = true, "VIP web: on_no_backend drop -> reject"),
+            (|vip| vip.policy.syn_proxy = true, "VIP web: syn_proxy false -> true"),
             (
                 |vip| vip.policy.table_share = Some(125_000),
                 "VIP web: table_share a part of the common one -> 0.125",
