@@ -255,3 +255,28 @@ fn a_server_that_is_its_own_client_is_recognised() {
         assert!(said(&answer, "answer", "a RST"), "{:?}", answer.steps);
     }
 }
+
+#[test]
+fn behind_cookies_the_choice_is_explained_that_a_proof_leads_to() {
+    for family in [Family::V4, Family::V6] {
+        let vip = spec(0, Forward::Nat, family, 1, 5).with(|policy| policy.syn_proxy = true);
+        let mut rig = Rig::new(1, 1, vec![vip]);
+        let answer = ask(&rig, &question(family, 1000));
+        assert!(said(&answer, "syn_proxy", "cookie"), "{:?}", answer.steps);
+        let syn = rig.send(0, 0, &tcp(family, 1000, 80, "S")).remove(0);
+        let next = syn.tcp().sequence_number.wrapping_add(1);
+        let mut proof = etherparse::TcpHeader::new(1000, 80, 1001, 65_000);
+        (proof.ack, proof.acknowledgment_number) = (true, next);
+        let builder =
+            rig::ip_builder((rig::CLIENT_MAC, rig::nic_mac(0)), family.client(), family.vip());
+        let mut bytes = Vec::new();
+        builder.tcp_header(proof).write(&mut bytes, &[]).unwrap();
+        let sent = rig.send(0, 0, &bytes).remove(0);
+        assert_eq!(answer.backend.unwrap().0, u16::from(sent.destination_mac()[5]));
+        // Without a SYN there is nothing to prove.
+        let packet = Segment::Midflow;
+        let lost = ask(&rig, &Question { packet, ..question(family, 1001) });
+        assert!(said(&lost, "drop", "no_cookie"), "{:?}", lost.steps);
+        assert_eq!(lost.backend, None);
+    }
+}

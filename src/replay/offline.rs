@@ -38,6 +38,8 @@ pub(super) struct Blueprint {
     pub(super) flows: u32,
     /// Address families of the flow table.
     pub(super) families: Families,
+    /// Address families of the VIPs with `syn_proxy`.
+    pub(super) spliced: Families,
     /// Sizes of the other tables.
     pub(super) sizes: TableSizes,
     /// Maximum number of parked fragments.
@@ -60,12 +62,13 @@ pub(super) struct Offline {
 impl Offline {
     pub(super) fn new(blueprint: Blueprint) -> Result<Self, ReplayError> {
         let Blueprint { table, nics: plans, stats, flows, families, .. } = blueprint;
-        let Blueprint { sizes, parked, frame_size, .. } = blueprint;
+        let Blueprint { spliced, sizes, parked, frame_size, .. } = blueprint;
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(SEED);
         let flows: Arc<[Arc<FlowTable>]> =
             Arc::from([Arc::new(FlowTable::new(flows, secret.clone(), families)?)]);
         let shared = SharedTables::new(flows, &secret, sizes)?;
+        shared.splices.populate(spliced)?;
         // Fill ring, TX ring, and the frames that the worker holds.
         let waiting = u32::try_from(parked).unwrap_or(0);
         let frames = u32::try_from(plans.len()).unwrap_or(1) * 3 * RING + RING + waiting;

@@ -63,6 +63,7 @@ pub(super) fn setup(
         stats: Arc::new(stats),
         flows: u32::try_from(config.workers.flows).unwrap_or(u32::MAX),
         families: config.families(),
+        spliced: config.spliced(),
         sizes: config.table_sizes(),
         parked: config.fragments.parked,
         frame_size: config.frame_size(&[]),

@@ -9,14 +9,16 @@ use holdfast::replay::{Captured, Decision, Replay, Sent, Verdict};
 
 use crate::checksum::{self, Sums};
 
-/// Configurations, by mode, of the conformance pack (tests/conformance/world.py).
-const WORLDS: [(&str, &str); 6] = [
+/// Configurations, by mode, of the conformance pack (tests/conformance/world.py), and one of VIPs with
+/// `syn_proxy`.
+const WORLDS: [(&str, &str); 7] = [
     ("dsr", include_str!("worlds/dsr.toml")),
     ("nat", include_str!("worlds/nat.toml")),
     ("full_nat", include_str!("worlds/full_nat.toml")),
     ("proxy", include_str!("worlds/proxy.toml")),
     ("ipip", include_str!("worlds/ipip.toml")),
     ("gue", include_str!("worlds/gue.toml")),
+    ("syn_proxy", include_str!("worlds/syn_proxy.toml")),
 ];
 /// Between two inputs: all flows, clients and path MTUs have expired.
 const REST: Duration = Duration::from_secs(24 * 3600);
@@ -29,7 +31,7 @@ pub struct Player {
 }
 
 thread_local! {
-    static PLAYERS: RefCell<[Option<Player>; WORLDS.len()]> = const { RefCell::new([const { None }; 6]) };
+    static PLAYERS: RefCell<[Option<Player>; WORLDS.len()]> = const { RefCell::new([const { None }; WORLDS.len()]) };
 }
 
 /// Runs `play` on the worker of a mode, which has no flows.

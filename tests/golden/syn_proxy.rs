@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use etherparse::{SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
-use holdfast::forwarding::{Service, VipSpec};
+use holdfast::forwarding::{FlowAction, Service, VipSpec};
 use holdfast::net::Forward;
 use holdfast::stats::{Drop, LocalReply};
 
@@ -580,4 +580,47 @@ fn tagged_clients_are_answered_with_their_tag() {
     let (_, opens) = backend.answers(&mut rig, &[]);
     assert_eq!((opens.vlan(), opens.destination_mac()), (Some(7), CLIENT_MAC));
     rig.assert_accounted();
+}
+
+/// A connection that policy ends: each end gets a RST with the number that it expects.
+#[test]
+fn both_ends_of_a_terminated_connection_are_reset_with_their_own_numbers() {
+    for case in Case::all() {
+        for worker in [0, 1] {
+            let mut rig = Rig::new(2, 1, vec![case.vip(2)]);
+            let client = Client::new(case);
+            let proof = client.knocks(&mut rig);
+            let backend = Peer::of(&client.proves(&mut rig, proof), worker);
+            backend.answers(&mut rig, &[]);
+            let next = ISN.wrapping_add(1);
+            // The header, if there is one, is acknowledged: its length is part of all later numbers.
+            let header = match (case.proxy, case.family) {
+                (false, _) => 0,
+                (true, Family::V4) => 28,
+                (true, Family::V6) => 52,
+            };
+            let heard = next.wrapping_add(header);
+            backend.says(&mut rig, (THEIRS.wrapping_add(1), heard, "A"), &[], &[]);
+            rig.change(|specs| {
+                for backend in &mut specs[0].backends {
+                    backend.flow_action = FlowAction::Reset;
+                }
+            });
+            let numbers = (next, proof.0.wrapping_add(9), "A");
+            let both = |sent: Vec<Sent>| {
+                assert_eq!(sent.len(), 2, "{case:?}: {sent:?}");
+                let (ours, theirs): (Vec<_>, Vec<_>) =
+                    sent.into_iter().partition(|it| it.destination_mac() == CLIENT_MAC);
+                (said(&ours[0]), said(&theirs[0]))
+            };
+            let (ours, theirs) = both(client.says(&mut rig, numbers, &[], b"x"));
+            assert_eq!(ours, (proof.0.wrapping_add(9), 0, "R".to_owned()), "{case:?}");
+            assert_eq!(theirs, (heard, THEIRS.wrapping_add(9), "AR".to_owned()), "{case:?}");
+            let numbers = (THEIRS.wrapping_add(5), heard.wrapping_add(3), "A");
+            let (ours, theirs) = both(backend.says(&mut rig, numbers, &[], b"y"));
+            let expected = (proof.0.wrapping_add(5), next.wrapping_add(3), "AR".to_owned());
+            assert_eq!(ours, expected, "{case:?}");
+            assert_eq!(theirs, (heard.wrapping_add(3), 0, "R".to_owned()), "{case:?}");
+        }
+    }
 }
