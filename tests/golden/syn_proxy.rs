@@ -7,6 +7,7 @@ use holdfast::forwarding::{FlowAction, Service, VipSpec};
 use holdfast::net::Forward;
 use holdfast::stats::{Drop, LocalReply};
 
+use super::icmp::{Message, icmp, router, too_big};
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, ip_builder, nic_mac, spec, tagged};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -621,6 +622,33 @@ fn both_ends_of_a_terminated_connection_are_reset_with_their_own_numbers() {
             let expected = (proof.0.wrapping_add(5), next.wrapping_add(3), "AR".to_owned());
             assert_eq!(ours, expected, "{case:?}");
             assert_eq!(theirs, (heard.wrapping_add(3), 0, "R".to_owned()), "{case:?}");
+        }
+    }
+}
+
+/// An ICMP error quotes the numbers of its receiver, which ignores it otherwise.
+#[test]
+fn errors_quote_the_numbers_of_their_receiver() {
+    for case in Case::all() {
+        for worker in [0, 1] {
+            let mut rig = Rig::new(2, 1, vec![case.vip(1)]);
+            let client = Client::new(case);
+            let proof = client.knocks(&mut rig);
+            let backend = Peer::of(&client.proves(&mut rig, proof), 0);
+            backend.answers(&mut rig, &[]);
+            let Case { family, inner, .. } = case;
+            let number = proof.0.wrapping_add(100);
+            let ends = ((family.vip(), 80), (family.client(), PORT));
+            let quoted = segment(([2; 6], [2; 6]), ends.0, ends.1, (number, 1, "A"), &[], b"data");
+            let error = icmp(router(family), family.vip(), too_big(family), 1400, &quoted[14..]);
+            let sent = rig.send(worker, 0, &error).remove(0);
+            assert_eq!(sent.destination_mac(), backend_mac(0), "{case:?}");
+            let message = Message::of(&sent);
+            assert_eq!(message.kind, too_big(inner));
+            let ip = if inner == Family::V4 { 20 } else { 40 };
+            let sequence = u32::from_be_bytes(*message.body[ip + 4..].first_chunk().unwrap());
+            assert_eq!(sequence, THEIRS.wrapping_add(100), "{case:?}");
+            rig.assert_accounted();
         }
     }
 }
