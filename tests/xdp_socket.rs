@@ -565,7 +565,8 @@ fn a_foreign_program_is_refused_and_left_alone() {
 
     lab.inside(|| {
         let nic = Nic::open("box0").unwrap();
-        let error = Steering::load(&nic, AttachMode::Auto).err().unwrap();
+        let mut steering = Steering::load(&nic, AttachMode::Auto).unwrap();
+        let error = steering.prepare().unwrap_err();
         assert!(matches!(error, ProgramError::Foreign { .. }), "{error}");
         for part in ["other_prog", "generic", "ip link set dev box0 xdpgeneric off"] {
             assert!(error.to_string().contains(part), "{part:?} missing from {error}");

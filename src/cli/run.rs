@@ -23,8 +23,11 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
     // Comes first: until the handler is installed, SIGHUP ends the process.
     let signals = Signals::catch().map_err(|error| CliError::Run(Box::new(error)))?;
     let config = config::load(&args.config)?;
-    let machine = check::look_at_machine(&config);
-    let findings = check::fit(&config, &machine);
+    let (programs, (machine, findings)) = daemon::load_programs(&config, || {
+        let machine = check::look_at_machine(&config);
+        let findings = check::fit(&config, &machine);
+        (machine, findings)
+    });
     let file = args.config.display();
     let fatal: Vec<String> = findings
         .iter()
@@ -43,7 +46,7 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
     log.take_panics();
     let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
     events.with_ansi(colours(&stderr())).with_target(false).init();
-    let result = daemon::run(config, &args.config, signals);
+    let result = daemon::run(config, &args.config, signals, programs);
     log.flush(LAST_WORDS);
     result.map_err(|error| CliError::Run(Box::new(error)))
 }
