@@ -137,7 +137,7 @@ struct ServedNic {
 }
 
 /// A NIC of the configuration, and its XDP program, which is not attached yet.
-pub struct LoadedNic {
+struct LoadedNic {
     nic: Nic,
     steering: Steering,
     /// The served queues.
@@ -146,23 +146,34 @@ pub struct LoadedNic {
     fallback: Option<String>,
 }
 
-/// Loads a program for each NIC, all at once, while this thread does something else: the verifier
-/// takes a processor some time, and nothing is forwarded meanwhile.
-pub fn load_programs<T>(
-    config: &Config,
-    meanwhile: impl FnOnce() -> T,
-) -> (Result<Vec<LoadedNic>, DaemonError>, T) {
-    thread::scope(|scope| {
-        let load = |wanted| started(scope, move || load_program(config, wanted));
-        let loading: Vec<_> = config.nics.iter().map(load).collect();
-        let done = meanwhile();
-        (loading.into_iter().map(|nic| nic.and_then(joined)).collect(), done)
-    })
+/// The NICs of a configuration, each with a thread that loads its program: that takes a processor
+/// some 15 ms, and nothing is forwarded meanwhile.
+pub struct Programs(Vec<std::io::Result<JoinHandle<Result<LoadedNic, DaemonError>>>>);
+
+impl Programs {
+    /// Begins to load the programs of all NICs. Changes nothing outside of the process.
+    pub fn load(config: &Config) -> Self {
+        let workers = config.workers.cores.len();
+        let load = |wanted: &NicConfig| {
+            let wanted = wanted.clone();
+            thread::Builder::new().spawn(move || load_program(&wanted, workers))
+        };
+        Self(config.nics.iter().map(load).collect())
+    }
+
+    /// Waits until the programs are loaded.
+    fn wait(self) -> Result<Vec<LoadedNic>, DaemonError> {
+        let wait = |thread: std::io::Result<JoinHandle<_>>| {
+            let thread = thread
+                .map_err(|source| DaemonError::Os { what: "cannot start a thread", source })?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        self.0.into_iter().map(wait).collect()
+    }
 }
 
 /// Runs holdfast with the configuration at `path` until `signals` request a stop, or another process
-/// takes over. If another process runs already, takes over from it. `nics` are those of
-/// [`load_programs`].
+/// takes over. If another process runs already, takes over from it.
 ///
 /// # Errors
 /// [`DaemonError`] when the start or a worker fails. Everything that was set up has been removed by
@@ -171,10 +182,10 @@ pub fn run(
     config: Config,
     path: &Path,
     signals: Signals,
-    nics: Result<Vec<LoadedNic>, DaemonError>,
+    programs: Programs,
 ) -> Result<(), DaemonError> {
     let (control_socket, predecessor) = claim(&config)?;
-    let result = run_after(config, path, signals, nics?, (control_socket, predecessor));
+    let result = run_after(config, path, signals, programs, (control_socket, predecessor));
     if result.is_ok() {
         info!("stopped");
     }
@@ -186,7 +197,7 @@ fn run_after(
     config: Config,
     path: &Path,
     signals: Signals,
-    nics: Vec<LoadedNic>,
+    programs: Programs,
     (control_socket, mut predecessor): (ControlSocket, Option<Successor>),
 ) -> Result<(), DaemonError> {
     let inherited = predecessor.as_mut().map(|successor| std::mem::take(&mut successor.workers));
@@ -194,7 +205,8 @@ fn run_after(
     // Neither needs the other, and each takes a processor some time.
     let (tables, prepared) = thread::scope(|scope| {
         let tables = started(scope, || open_tables(&config, predecessor.as_ref()));
-        let prepared = prepare(&config, nics, predecessor.as_ref(), inherited.unwrap_or_default());
+        let inherited = inherited.unwrap_or_default();
+        let prepared = prepare(&config, programs, predecessor.as_ref(), inherited);
         (tables.and_then(joined), prepared)
     });
     let PreparedNics { mut nics, frame_size, places, memory } = prepared?;
@@ -263,9 +275,9 @@ fn run_after(
     });
     let (closing, closed) = crossbeam_channel::bounded(1);
     let close = {
-        let threads = Arc::clone(&threads);
+        let (threads, shared) = (Arc::clone(&threads), Arc::clone(&shared));
         // Without a thread the sockets are closed at the end of the process, one after the other.
-        Box::new(move || _ = close(threads, estates).map(|thread| closing.send(thread)))
+        Box::new(move || _ = close(threads, estates, shared).map(|thread| closing.send(thread)))
     };
     let inputs = Inputs {
         config_path: path.to_owned(),
@@ -381,6 +393,7 @@ fn estate(
 fn close(
     threads: Arc<Threads>,
     workers: Arc<Vec<WorkerEstate>>,
+    shared: Arc<SharedTables>,
 ) -> std::io::Result<JoinHandle<()>> {
     let end = move || {
         threads.end();
@@ -389,6 +402,8 @@ fn close(
         let sockets = sockets.flat_map(|worker| worker.sockets);
         let close = |socket| thread::Builder::new().spawn(move || drop::<OwnedFd>(socket));
         let closing: Vec<_> = sockets.filter_map(|socket| close(socket).ok()).collect();
+        shared.let_go();
+        drop(shared);
         closing.into_iter().for_each(|thread| _ = thread.join());
     };
     thread::Builder::new().name("close".to_owned()).spawn(end)
@@ -421,10 +436,10 @@ fn random_seed() -> Result<u64, DaemonError> {
 }
 
 /// Opens a NIC and loads a program for it.
-fn load_program(config: &Config, wanted: &NicConfig) -> Result<LoadedNic, DaemonError> {
+fn load_program(wanted: &NicConfig, workers: usize) -> Result<LoadedNic, DaemonError> {
     let nic = Nic::open(&wanted.interface)?;
     driver::receives(wanted, nic.driver()).map_err(DaemonError::Misfit)?;
-    let queues = served_queues(wanted, &nic, config.workers.cores.len())?;
+    let queues = served_queues(wanted, &nic, workers)?;
     let (mode, fallback) = driver::attach_mode(wanted, nic.driver());
     let mode = match mode {
         XdpMode::Native => AttachMode::Native,
@@ -449,11 +464,12 @@ struct PreparedNics {
 /// or takes over that of the running process.
 fn prepare(
     config: &Config,
-    nics: Vec<LoadedNic>,
+    programs: Programs,
     predecessor: Option<&Successor>,
     inherited: Vec<WorkerFiles>,
 ) -> Result<PreparedNics, DaemonError> {
-    let mut nics = nics.into_iter().map(attach_first).collect::<Result<Vec<_>, _>>()?;
+    let nics = programs.wait()?.into_iter().map(attach_first);
+    let mut nics = nics.collect::<Result<Vec<_>, _>>()?;
     let frame_size = bind_modes(config, &mut nics)?;
     if let Some(successor) = predecessor {
         check_offer(successor, &nics, frame_size)?;

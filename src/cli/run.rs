@@ -23,11 +23,9 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
     // Comes first: until the handler is installed, SIGHUP ends the process.
     let signals = Signals::catch().map_err(|error| CliError::Run(Box::new(error)))?;
     let config = config::load(&args.config)?;
-    let (programs, (machine, findings)) = daemon::load_programs(&config, || {
-        let machine = check::look_at_machine(&config);
-        let findings = check::fit(&config, &machine);
-        (machine, findings)
-    });
+    let programs = daemon::Programs::load(&config);
+    let machine = check::look_at_machine(&config);
+    let findings = check::fit(&config, &machine);
     let file = args.config.display();
     let fatal: Vec<String> = findings
         .iter()

@@ -526,12 +526,7 @@ impl Steering {
         self.set(self.program.fd(), mode.flag() | flags, expected)
     }
 
-    fn set(
-        &self,
-        program: RawFd,
-        flags: u32,
-        expected: Option<RawFd>,
-    ) -> Result<(), NetlinkError> {
+    fn set(&self, program: RawFd, flags: u32, expected: Option<RawFd>) -> Result<(), NetlinkError> {
         self.netlink.set_xdp(self.index, program, flags, expected)
     }
 

@@ -354,3 +354,43 @@ struct ProgInfo {
     kind: u32,
     id: u32,
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use aya_obj::ProgramSection;
+
+    use super::super::{GUARD_NAME, OBJECT, PROGRAM_NAME};
+    use super::*;
+
+    #[test]
+    fn programs_are_loaded_as_the_kinds_that_the_object_states() {
+        let object = aya_obj::Object::parse(OBJECT).unwrap();
+        assert!(!object.has_btf_relocations(), "they need the BTF of the kernel");
+        let section = |name: &str| &object.programs.get(name).unwrap().section;
+        let steer = section(PROGRAM_NAME);
+        assert!(matches!(steer, ProgramSection::Xdp { frags: true, .. }), "{steer:?}");
+        assert_eq!(XDP.flags, BPF_F_XDP_HAS_FRAGS);
+        let guard = section(GUARD_NAME);
+        assert!(matches!(guard, ProgramSection::SchedClassifier), "{guard:?}");
+    }
+
+    /// The kernel reads attributes by their offsets: include/uapi/linux/bpf.h.
+    #[test]
+    fn attributes_have_the_offsets_of_the_kernel() {
+        use aya_obj::generated::bpf_attr;
+        use std::mem::offset_of;
+        assert_eq!(
+            offset_of!(ProgLoad, prog_name),
+            offset_of!(bpf_attr, __bindgen_anon_3.prog_name)
+        );
+        let lines = offset_of!(bpf_attr, __bindgen_anon_3.line_info);
+        assert_eq!(offset_of!(ProgLoad, line_info), lines);
+        assert_eq!(offset_of!(BtfLoad, btf_size), offset_of!(bpf_attr, __bindgen_anon_7.btf_size));
+        assert_eq!(offset_of!(TestRun, duration), offset_of!(bpf_attr, test.duration));
+        assert_eq!(offset_of!(InfoByFd, info), offset_of!(bpf_attr, info.info));
+        for size in [size_of::<ProgLoad>(), size_of::<BtfLoad>(), size_of::<TestRun>()] {
+            assert!(size <= size_of::<bpf_attr>());
+        }
+    }
+}
