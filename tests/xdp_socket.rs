@@ -20,8 +20,8 @@ use holdfast::net::{Address, Listen, ListenKey, PortRange, Protocol};
 use holdfast::xdp::nic::Nic;
 use holdfast::xdp::packet::PacketSocket;
 use holdfast::xdp::program::{
-    AccessDrops, AttachMode, Attached, PROGRAM_NAME, ProgramError, SteerCounters, SteerRules,
-    Steering,
+    AccessDrops, AttachMode, Attached, GUARD_NAME, PROGRAM_NAME, ProgramError, SteerCounters,
+    SteerRules, Steering,
 };
 use holdfast::xdp::queue::{XskQueue, wait};
 use holdfast::xdp::socket::{BindMode, Io, SocketError};
