@@ -460,7 +460,7 @@ struct PreparedNics {
     memory: Vec<WorkerMemory>,
 }
 
-/// Attaches the programs, and creates the packet memory, whose frame size depends on their XDP mode;
+/// Attaches the programs, and creates the packet memory: its frame size depends on their XDP mode;
 /// or takes over that of the running process.
 fn prepare(
     config: &Config,
