@@ -1,8 +1,9 @@
 //! `holdfast run`: creates and connects all planes; the only module that depends on each of them.
 //!
 //! ```text
-//! claim the control socket                       nothing outside has changed yet
-//! NICs, XDP program                              without rules: the kernel keeps every packet
+//! XDP program is loaded, machine is looked at    at the same time; nothing outside has changed yet
+//! claim the control socket
+//! XDP program on the NICs                        without rules: the kernel keeps every packet
 //! memory, sockets, workers                       bound, but no packet is steered to them
 //! privileges are dropped (src/privileges)
 //! control: first table -> rules -> program of a killed process is replaced -> VIP addresses
@@ -16,7 +17,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::thread::{self, Scope, ScopedJoinHandle};
+use std::thread::{self, JoinHandle, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -135,15 +136,56 @@ struct ServedNic {
     monitors: Vec<Monitor>,
 }
 
+/// A NIC of the configuration, and its XDP program, which is not attached yet.
+struct LoadedNic {
+    nic: Nic,
+    steering: Steering,
+    /// The served queues.
+    queues: Vec<u32>,
+    /// Reason for another XDP mode than the preferred one.
+    fallback: Option<String>,
+}
+
+/// The NICs of a configuration, each with a thread that loads its program: that takes a processor
+/// some 15 ms, and nothing is forwarded meanwhile.
+pub struct Programs(Vec<std::io::Result<JoinHandle<Result<LoadedNic, DaemonError>>>>);
+
+impl Programs {
+    /// Begins to load the programs of all NICs. Changes nothing outside of the process.
+    pub fn load(config: &Config) -> Self {
+        let workers = config.workers.cores.len();
+        let load = |wanted: &NicConfig| {
+            let wanted = wanted.clone();
+            thread::Builder::new().spawn(move || load_program(&wanted, workers))
+        };
+        Self(config.nics.iter().map(load).collect())
+    }
+
+    /// Waits until the programs are loaded.
+    fn wait(self) -> Result<Vec<LoadedNic>, DaemonError> {
+        let wait = |thread: std::io::Result<JoinHandle<_>>| {
+            let thread = thread
+                .map_err(|source| DaemonError::Os { what: "cannot start a thread", source })?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        self.0.into_iter().map(wait).collect()
+    }
+}
+
 /// Runs holdfast with the configuration at `path` until `signals` request a stop, or another process
 /// takes over. If another process runs already, takes over from it.
 ///
 /// # Errors
 /// [`DaemonError`] when the start or a worker fails. Everything that was set up has been removed by
 /// then.
-pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonError> {
+pub fn run(
+    config: Config,
+    path: &Path,
+    signals: Signals,
+    programs: Programs,
+) -> Result<(), DaemonError> {
     let (control_socket, predecessor) = claim(&config)?;
-    let result = run_after(config, path, signals, control_socket, predecessor);
+    let result = run_after(config, path, signals, programs, (control_socket, predecessor));
     if result.is_ok() {
         info!("stopped");
     }
@@ -155,20 +197,19 @@ fn run_after(
     config: Config,
     path: &Path,
     signals: Signals,
-    control_socket: ControlSocket,
-    mut predecessor: Option<Successor>,
+    programs: Programs,
+    (control_socket, mut predecessor): (ControlSocket, Option<Successor>),
 ) -> Result<(), DaemonError> {
+    let inherited = predecessor.as_mut().map(|successor| std::mem::take(&mut successor.workers));
+    let takes_over = inherited.is_some();
     // Neither needs the other, and each takes a processor some time.
-    let (nics, tables) = thread::scope(|scope| {
-        let nics = started(scope, || open_nics(&config));
-        let tables = open_tables(&config, predecessor.as_ref());
-        (nics.and_then(joined), tables)
+    let (tables, prepared) = thread::scope(|scope| {
+        let tables = started(scope, || open_tables(&config, predecessor.as_ref()));
+        let inherited = inherited.unwrap_or_default();
+        let prepared = prepare(&config, programs, predecessor.as_ref(), inherited);
+        (tables.and_then(joined), prepared)
     });
-    let mut nics = nics?;
-    let frame_size = bind_modes(&config, &mut nics)?;
-    if let Some(successor) = &predecessor {
-        check_offer(successor, &nics, frame_size)?;
-    }
+    let PreparedNics { mut nics, frame_size, places, memory } = prepared?;
     let packets = PacketSocket::open()
         .map_err(|source| DaemonError::Os { what: "no packet socket, to announce", source })?;
     let (directory, tables) = tables?;
@@ -179,13 +220,6 @@ fn run_after(
     let first = ForwardingTable::build(0, config.hash.secret, Local::default(), &specs, None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
-    let inherited = predecessor.as_mut().map(|successor| std::mem::take(&mut successor.workers));
-    let takes_over = inherited.is_some();
-    let places = places(&config, &nics);
-    let memory = each_on_its_core(&config, inherited.unwrap_or_default(), |index, files| {
-        let sockets = places.get(index).map_or(&[][..], Vec::as_slice);
-        packet_memory(&config, frame_size, sockets, nics.len(), files)
-    })?;
     let (mut parts, mut estates, mut views) = (Vec::new(), Vec::new(), Vec::new());
     for (index, (memory, sockets)) in memory.into_iter().zip(places).enumerate() {
         views.extend(view(&config, index, &memory.stats, &shared.flows));
@@ -234,10 +268,17 @@ fn run_after(
             None
         }
     };
+    let estates = Arc::new(estates);
     let estate = directory.as_ref().and_then(|directory| {
         let nics = nic_views.iter().map(|nic| nic.ifindex).collect();
-        estate(&config, directory, &control_socket, (nics, frame_size), estates)
+        estate(&config, directory, &control_socket, (nics, frame_size), &estates)
     });
+    let (closing, closed) = crossbeam_channel::bounded(1);
+    let close = {
+        let (threads, shared) = (Arc::clone(&threads), Arc::clone(&shared));
+        // Without a thread the sockets are closed at the end of the process, one after the other.
+        Box::new(move || _ = close(threads, estates, shared).map(|thread| closing.send(thread)))
+    };
     let inputs = Inputs {
         config_path: path.to_owned(),
         load: Arc::new(|path| config::load(path).map_err(|errors| errors.messages())),
@@ -247,7 +288,7 @@ fn run_after(
         save: directory.map(|directory| saver(directory, set, &config, &shared)),
         publisher,
         shared,
-        steering: Box::new(Steerings::new(steerings)),
+        steering: Box::new(Steerings::new(steerings, close)),
         send_frame: Box::new(move |interface, frame| packets.send(interface, frame)),
         events: failures,
         clock: Arc::new(now),
@@ -267,6 +308,10 @@ fn run_after(
     };
     let result = control::run(inputs, signals);
     threads.end();
+    for thread in closed.try_iter() {
+        // A panic there has been reported, and the process ends.
+        let _ = JoinHandle::join(thread);
+    }
     Ok(result?)
 }
 
@@ -332,12 +377,36 @@ fn estate(
     directory: &Directory,
     control_socket: &ControlSocket,
     (nics, frame_size): (Vec<u32>, u32),
-    workers: Vec<WorkerEstate>,
+    workers: &Arc<Vec<WorkerEstate>>,
 ) -> Option<Estate> {
+    let workers = Arc::downgrade(workers);
     let fixed = reload::fixed(config);
     let state_lock = directory.lock().ok()?;
     let control = control_socket.duplicate()?;
     Some(Estate { fixed, nics, frame_size, workers, state_lock, control })
+}
+
+/// Ends the workers, and closes their sockets, on a thread of its own. For each socket the kernel
+/// waits until no packet is on its way to it (net/xdp/xsk.c, `xsk_unbind_dev`: `synchronize_net`),
+/// some 20 ms, in which nothing is forwarded any longer: so they are closed at the same time, and
+/// while the programs are removed and memory is freed.
+fn close(
+    threads: Arc<Threads>,
+    workers: Arc<Vec<WorkerEstate>>,
+    shared: Arc<SharedTables>,
+) -> std::io::Result<JoinHandle<()>> {
+    let end = move || {
+        threads.end();
+        // If a process that takes over is being sent the sockets now, they are closed after that.
+        let sockets = Arc::into_inner(workers).into_iter().flatten();
+        let sockets = sockets.flat_map(|worker| worker.sockets);
+        let close = |socket| thread::Builder::new().spawn(move || drop::<OwnedFd>(socket));
+        let closing: Vec<_> = sockets.filter_map(|socket| close(socket).ok()).collect();
+        shared.let_go();
+        drop(shared);
+        closing.into_iter().for_each(|thread| _ = thread.join());
+    };
+    thread::Builder::new().name("close".to_owned()).spawn(end)
 }
 
 /// Waits for processes that take over; returns the steps for the control thread. Without them, only
@@ -366,26 +435,56 @@ fn random_seed() -> Result<u64, DaemonError> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-/// Opens all NICs at once: loading a program takes a processor about a hundred milliseconds.
-fn open_nics(config: &Config) -> Result<Vec<ServedNic>, DaemonError> {
-    thread::scope(|scope| {
-        let open = |wanted| started(scope, move || open_nic(config, wanted));
-        let opening: Vec<_> = config.nics.iter().map(open).collect();
-        opening.into_iter().map(|nic| nic.and_then(joined)).collect()
-    })
-}
-
-fn open_nic(config: &Config, wanted: &NicConfig) -> Result<ServedNic, DaemonError> {
+/// Opens a NIC and loads a program for it.
+fn load_program(wanted: &NicConfig, workers: usize) -> Result<LoadedNic, DaemonError> {
     let nic = Nic::open(&wanted.interface)?;
     driver::receives(wanted, nic.driver()).map_err(DaemonError::Misfit)?;
-    let queues = served_queues(wanted, &nic, config.workers.cores.len())?;
+    let queues = served_queues(wanted, &nic, workers)?;
     let (mode, fallback) = driver::attach_mode(wanted, nic.driver());
     let mode = match mode {
         XdpMode::Native => AttachMode::Native,
         XdpMode::Generic => AttachMode::Generic,
         XdpMode::Auto => AttachMode::Auto,
     };
-    let mut steering = Steering::load(&nic, mode)?;
+    let steering = Steering::load(&nic, mode)?;
+    Ok(LoadedNic { nic, steering, queues, fallback })
+}
+
+/// NICs with their programs attached, and the memory of the workers.
+struct PreparedNics {
+    nics: Vec<ServedNic>,
+    /// Frame size of the memory in bytes.
+    frame_size: u32,
+    /// The queues of each worker.
+    places: Vec<Vec<(NicIndex, u32)>>,
+    memory: Vec<WorkerMemory>,
+}
+
+/// Attaches the programs, and creates the packet memory: its frame size depends on their XDP mode;
+/// or takes over that of the running process.
+fn prepare(
+    config: &Config,
+    programs: Programs,
+    predecessor: Option<&Successor>,
+    inherited: Vec<WorkerFiles>,
+) -> Result<PreparedNics, DaemonError> {
+    let nics = programs.wait()?.into_iter().map(attach_first);
+    let mut nics = nics.collect::<Result<Vec<_>, _>>()?;
+    let frame_size = bind_modes(config, &mut nics)?;
+    if let Some(successor) = predecessor {
+        check_offer(successor, &nics, frame_size)?;
+    }
+    let places = places(config, &nics);
+    let memory = each_on_its_core(config, inherited, |index, files| {
+        let sockets = places.get(index).map_or(&[][..], Vec::as_slice);
+        packet_memory(config, frame_size, sockets, nics.len(), files)
+    })?;
+    Ok(PreparedNics { nics, frame_size, places, memory })
+}
+
+/// Attaches the program, without rules, to a NIC that has none.
+fn attach_first(loaded: LoadedNic) -> Result<ServedNic, DaemonError> {
+    let LoadedNic { nic, mut steering, queues, fallback } = loaded;
     let generic = steering.prepare()? == Attached::Generic;
     let facts = NicFacts { driver: nic.driver().to_owned(), mtu: nic.mtu(), generic };
     if !nic.is_up() {

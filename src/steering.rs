@@ -24,16 +24,21 @@ pub struct Steered {
 }
 
 /// All NICs, indexed by [`NicIndex`].
-pub struct Steerings(Vec<Steered>);
+pub struct Steerings {
+    nics: Vec<Steered>,
+    /// Begins to close the sockets.
+    close: Option<Box<dyn FnOnce()>>,
+}
 
 impl Steerings {
-    /// Creates the list from the NICs in configuration order.
-    pub fn new(nics: Vec<Steered>) -> Self {
-        Self(nics)
+    /// Creates the list from the NICs in configuration order. At its end `close` is called, which
+    /// begins to close the sockets, and then the programs are removed from the NICs.
+    pub fn new(nics: Vec<Steered>, close: Box<dyn FnOnce()>) -> Self {
+        Self { nics, close: Some(close) }
     }
 
     fn get(&self, nic: NicIndex) -> Option<&Steered> {
-        self.0.get(usize::from(nic.0))
+        self.nics.get(usize::from(nic.0))
     }
 
     /// Changes the program of a NIC.
@@ -42,8 +47,18 @@ impl Steerings {
         nic: NicIndex,
         change: impl FnOnce(&mut Steering) -> Result<(), ProgramError>,
     ) -> Result<(), String> {
-        let steered = self.0.get_mut(usize::from(nic.0)).ok_or(NO_NIC)?;
+        let steered = self.nics.get_mut(usize::from(nic.0)).ok_or(NO_NIC)?;
         change(&mut steered.steering).map_err(|error| error.to_string())
+    }
+}
+
+impl Drop for Steerings {
+    fn drop(&mut self) {
+        // The kernel waits when the last copy of a socket is closed. That must not be one of these.
+        self.nics.iter_mut().for_each(|nic| nic.monitors.clear());
+        if let Some(close) = self.close.take() {
+            close();
+        }
     }
 }
 
@@ -64,7 +79,7 @@ impl AccessMaps for Lists {
 
 impl SteeringProgram for Steerings {
     fn sync(&mut self, rules: &SteerRules) -> Result<(), String> {
-        self.0
+        self.nics
             .iter_mut()
             .try_for_each(|nic| nic.steering.sync(rules).map_err(|error| error.to_string()))
     }
@@ -72,7 +87,7 @@ impl SteeringProgram for Steerings {
     fn attach(&mut self) -> Result<Vec<AttachedView>, String> {
         // Forwarding begins with the programs, so the guards, which take the verifier some time,
         // come after all of them.
-        for Steered { steering, .. } in &mut self.0 {
+        for Steered { steering, .. } in &mut self.nics {
             steering.attach().map_err(|error| error.to_string())?;
         }
         let attached = |Steered { steering, .. }: &mut Steered| {
@@ -81,7 +96,7 @@ impl SteeringProgram for Steerings {
             let xdp = steering.mode().map_or("", Attached::as_str).to_owned();
             AttachedView { xdp, fallbacks: fallback.into_iter().chain(unguarded).collect() }
         };
-        Ok(self.0.iter_mut().map(attached).collect())
+        Ok(self.nics.iter_mut().map(attached).collect())
     }
 
     fn counters(&mut self, nic: NicIndex) -> SteerCounters {
@@ -100,7 +115,7 @@ impl SteeringProgram for Steerings {
     }
 
     fn access_drops(&mut self, vip: VipId) -> AccessDrops {
-        let drops = self.0.iter().filter_map(|nic| nic.steering.access_drops(vip).ok());
+        let drops = self.nics.iter().filter_map(|nic| nic.steering.access_drops(vip).ok());
         drops.fold(AccessDrops::default(), |sum, drops| AccessDrops {
             denied: sum.denied + drops.denied,
             not_allowed: sum.not_allowed + drops.not_allowed,
@@ -109,7 +124,7 @@ impl SteeringProgram for Steerings {
     }
 
     fn take_lists(&mut self) -> Result<Box<dyn AccessMaps>, String> {
-        let maps = self.0.iter_mut().map(|nic| nic.steering.take_lists());
+        let maps = self.nics.iter_mut().map(|nic| nic.steering.take_lists());
         let maps: Result<Vec<AccessMap>, ProgramError> = maps.collect();
         Ok(Box::new(Lists(maps.map_err(|error| error.to_string())?)))
     }
@@ -156,6 +171,6 @@ impl SteeringProgram for Steerings {
     }
 
     fn leave(&mut self) {
-        self.0.iter_mut().for_each(|nic| nic.steering.leave());
+        self.nics.iter_mut().for_each(|nic| nic.steering.leave());
     }
 }

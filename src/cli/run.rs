@@ -23,6 +23,7 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
     // Comes first: until the handler is installed, SIGHUP ends the process.
     let signals = Signals::catch().map_err(|error| CliError::Run(Box::new(error)))?;
     let config = config::load(&args.config)?;
+    let programs = daemon::Programs::load(&config);
     let machine = check::look_at_machine(&config);
     let findings = check::fit(&config, &machine);
     let file = args.config.display();
@@ -43,7 +44,7 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
     log.take_panics();
     let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
     events.with_ansi(colours(&stderr())).with_target(false).init();
-    let result = daemon::run(config, &args.config, signals);
+    let result = daemon::run(config, &args.config, signals, programs);
     log.flush(LAST_WORDS);
     result.map_err(|error| CliError::Run(Box::new(error)))
 }

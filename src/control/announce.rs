@@ -164,9 +164,10 @@ impl Announcer {
         Ok(())
     }
 
-    /// Removes all addresses that holdfast added.
-    pub async fn withdraw_all(&mut self) {
+    /// Removes all addresses that holdfast added, and announces none any longer.
+    pub async fn end(&mut self) {
         self.withdraw(|_| true).await;
+        self.advertiser.end().await;
     }
 
     async fn withdraw(&mut self, which: impl Fn(&Assignment) -> bool) {

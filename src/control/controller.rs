@@ -117,7 +117,9 @@ pub(super) async fn serve(
         control_socket.leave();
         return Ok(());
     }
-    controller.parts.announcing.withdraw_all().await;
+    // Packets are forwarded as long as there is the program: what takes long comes before its end.
+    controller.parts.announcing.end().await;
+    drop(controller.parts.steering);
     result.map(|_| ())
 }
 

@@ -15,6 +15,7 @@ use etherparse::icmpv6::NeighborAdvertisementHeader;
 use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, Icmpv6Type, PacketBuilder};
 use hashbrown::HashSet;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::debug;
 
@@ -59,28 +60,38 @@ enum Order {
 
 /// Handle of the sending task, which ends when the handle is dropped.
 #[derive(Debug)]
-pub struct Advertiser(mpsc::UnboundedSender<Order>);
+pub struct Advertiser {
+    orders: mpsc::UnboundedSender<Order>,
+    task: JoinHandle<()>,
+}
 
 impl Advertiser {
     /// Starts the task, which transmits frames with `send`.
     pub fn start(send: SendFrame) -> Self {
         let (orders, receiver) = mpsc::unbounded_channel();
         let (first, again) = (VecDeque::new(), VecDeque::new());
-        tokio::spawn(Sender { orders: receiver, send, first, again }.run());
-        Self(orders)
+        let task = tokio::spawn(Sender { orders: receiver, send, first, again }.run());
+        Self { orders, task }
     }
 
     /// Queues announcements to be sent twice. Never blocks.
     pub fn announce(&self, announcements: Vec<Announcement>) {
         if !announcements.is_empty() {
             // The task lives as long as this handle.
-            let _ = self.0.send(Order::Tell(announcements));
+            let _ = self.orders.send(Order::Tell(announcements));
         }
     }
 
     /// Cancels pending announcements of these addresses, which no longer belong to this box.
     pub fn forget(&self, addresses: HashSet<IpAddr>) {
-        let _ = self.0.send(Order::Forget(addresses));
+        let _ = self.orders.send(Order::Forget(addresses));
+    }
+
+    /// Ends the task, and drops `send`. Closing its socket takes the kernel some 20 ms.
+    pub async fn end(&mut self) {
+        self.task.abort();
+        // The error states that it was aborted.
+        let _ = (&mut self.task).await;
     }
 }
 

@@ -60,11 +60,14 @@ struct Notes {
     repairs: Vec<String>,
     /// Entries of the lists.
     lists: Vec<(ListKey, ListEntry)>,
+    /// What has ended, in order.
+    ended: Vec<&'static str>,
 }
 
 struct FakeSteering {
     notes: Arc<Mutex<Notes>>,
     tables: Subscription,
+    _ends: Ends,
 }
 
 /// Lists that are recorded.
@@ -83,6 +86,15 @@ impl AccessMaps for FakeLists {
     fn remove(&mut self, key: &ListKey) -> Result<(), String> {
         self.0.lock().unwrap().lists.retain(|(there, _)| there != key);
         Ok(())
+    }
+}
+
+/// Records its end.
+struct Ends(&'static str, Arc<Mutex<Notes>>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.1.lock().unwrap().ended.push(self.0);
     }
 }
 
@@ -183,6 +195,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
     let (events, failures) = crossbeam_channel::bounded(4);
     let worker = worker();
     let reads = Arc::clone(&file);
+    let announcements = Ends("announcements", Arc::clone(&notes));
     let inputs = Inputs {
         config,
         config_path: PathBuf::from("/etc/holdfast.toml"),
@@ -205,8 +218,15 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
         save: None,
         privileges: Kept::default(),
         publisher,
-        steering: Box::new(FakeSteering { notes: Arc::clone(&notes), tables: tables.clone() }),
-        send_frame: Box::new(|_, _| Err(std::io::Error::other("nothing is announced here"))),
+        steering: Box::new(FakeSteering {
+            notes: Arc::clone(&notes),
+            tables: tables.clone(),
+            _ends: Ends("program", Arc::clone(&notes)),
+        }),
+        send_frame: Box::new(move |_, _| {
+            let Ends(..) = &announcements;
+            Err(std::io::Error::other("nothing is announced here"))
+        }),
         shared: SharedTables::new(Arc::from([]), &TableSecret::new(1), TableSizes::default())
             .unwrap(),
         events: failures,
@@ -217,6 +237,16 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
     };
     let bench = Bench { scratch, signals, file, notes, worker, tables, events };
     (bench, inputs, receiver)
+}
+
+/// Packets are forwarded as long as there is the program, and closing the socket of announcements
+/// takes the kernel long.
+#[tokio::test]
+async fn at_the_end_the_socket_of_announcements_is_closed_before_the_program_is_removed() {
+    let (bench, inputs, signals) = bench(Vec::new());
+    bench.signals.send(Signal::Stop).await.unwrap();
+    serve(inputs, signals).await.unwrap();
+    assert_eq!(bench.notes.lock().unwrap().ended, ["announcements", "program"]);
 }
 
 /// Returns the state of the NIC of [`bench`] with a MAC and a program.

@@ -211,6 +211,13 @@ impl<F: Family> FamilyTable<F> {
         Ok(())
     }
 
+    /// See [`Mapping::let_go`].
+    pub(super) fn let_go(&self) {
+        self.buckets.let_go();
+        self.entries.let_go();
+        self.creations.let_go();
+    }
+
     pub(super) fn bytes(&self) -> usize {
         size_of_val(&*self.buckets) + size_of_val(&*self.entries) + size_of_val(&*self.creations)
     }

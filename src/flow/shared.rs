@@ -96,6 +96,12 @@ impl SharedTables {
         Self::open(&Anonymous, flows, secret, sizes)
     }
 
+    /// Removes the large tables from the page tables of this process, for it will end.
+    pub fn let_go(&self) {
+        self.flows.iter().for_each(|flows| flows.let_go());
+        self.snat_table.let_go();
+    }
+
     /// Takes over the tables that an earlier process has left in `memory`, as far as their sizes
     /// are these, and makes the others. `flows` are the flow tables of the same memory and secret.
     ///

@@ -151,6 +151,11 @@ impl SnatTable {
         Ok((scratch, SnatAllocator { v4: mine(Family::V4), v6: mine(Family::V6), hand: 0 }))
     }
 
+    /// See [`Mapping::let_go`](crate::xdp::memory::Mapping::let_go).
+    pub(super) fn let_go(&self) {
+        self.slots.let_go();
+    }
+
     /// Frees the entries of a worker that `keep` does not select; before the worker runs.
     pub(super) fn retain(&self, worker: u8, keep: impl Fn(SnatPort) -> bool) {
         for family in Family::BOTH {

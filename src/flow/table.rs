@@ -152,6 +152,12 @@ impl FlowTable {
         Ok(())
     }
 
+    /// See [`Mapping::let_go`](crate::xdp::memory::Mapping::let_go).
+    pub fn let_go(&self) {
+        self.v4.let_go();
+        self.v6.let_go();
+    }
+
     /// Number of flows of each family that the table has room for.
     pub fn capacity(&self) -> u32 {
         self.v4.capacity()

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,8 +31,8 @@ pub struct Estate {
     pub nics: Vec<u32>,
     /// Size of a frame in bytes.
     pub frame_size: u32,
-    /// What the workers have.
-    pub workers: Vec<WorkerEstate>,
+    /// What the workers have; gone when this process ends, which closes their sockets.
+    pub workers: Weak<Vec<WorkerEstate>>,
     /// Lock of the state directory.
     pub state_lock: OwnedFd,
     /// The listening control socket, and its lock.
@@ -62,6 +62,11 @@ enum End {
     Cancelled(ChannelError),
     /// The control thread has been given the outcome.
     Decided,
+}
+
+/// Returns the error of a hand-over while this process ends.
+fn ends() -> ChannelError {
+    ChannelError::Failed("this process ends".to_owned())
 }
 
 impl From<ChannelError> for End {
@@ -138,9 +143,8 @@ impl Predecessor {
         let (holding, held) = oneshot::channel();
         let (decide, outcome) = oneshot::channel();
         let hold = hand_over::Step::Hold { holding, outcome };
-        let ended = |_| ChannelError::Failed("this process ends".to_owned());
-        self.steps.blocking_send(hold).map_err(|_| ended(()))?;
-        held.blocking_recv().map_err(|_| ended(()))?;
+        self.steps.blocking_send(hold).map_err(|_| ends())?;
+        held.blocking_recv().map_err(|_| ends())?;
         let outcome = self.switch(channel);
         let handed_over = matches!(outcome, Outcome::HandedOver { .. });
         if handed_over {
@@ -168,6 +172,7 @@ impl Predecessor {
 
     fn offer(&self, channel: &Channel) -> Result<(), ChannelError> {
         let Estate { fixed, nics, frame_size, workers, state_lock, control } = &self.estate;
+        let workers = workers.upgrade().ok_or_else(ends)?;
         let worker = |worker: &WorkerEstate| OfferedWorker {
             frames: worker.umem.frames(),
             queues: worker.queues.clone(),

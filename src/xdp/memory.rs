@@ -302,6 +302,19 @@ impl<T: Shareable> Mapping<T> {
             .advise(offset, bytes, Keeping::Populate)
             .map_err(|source| MappingError::Refused { bytes, source })
     }
+
+    /// Removes the entries from the page tables of this process, for it will end: the kernel does
+    /// that at the end otherwise, for which a later process waits. They stay in their file, and the
+    /// next access to one faults.
+    ///
+    /// Cost: some 0.2 us for each page.
+    pub fn let_go(&self) {
+        let bytes = self.len * size_of::<T>();
+        let region = &self.arena.region;
+        let offset = self.start.addr().get() - region.start().addr().get();
+        // If it fails, nothing has changed.
+        let _ = region.advise(offset, bytes, Keeping::LetGo);
+    }
 }
 
 impl<T: Shareable> Deref for Mapping<T> {
@@ -393,6 +406,8 @@ mod tests {
         words.last().unwrap().store(7, Relaxed);
         let file = std::fs::File::from(arena.file().try_clone_to_owned().unwrap());
         assert!(file.set_len(0).is_err() && file.set_len(1 << 30).is_err());
+        words.let_go();
+        assert_eq!(words.last().unwrap().load(Relaxed), 7);
         drop((arena, words));
         let again = Arena::of_file(file.into()).unwrap().part::<AtomicU64>(0, 8).unwrap();
         again.populate().unwrap();

@@ -89,6 +89,7 @@ impl Region {
         let advice = match advice {
             Keeping::HugePages => Advice::LinuxHugepage,
             Keeping::Populate => Advice::LinuxPopulateWrite,
+            Keeping::LetGo => Advice::LinuxDontNeed,
         };
         // SAFETY: the range lies inside our own mapping, and the advice preserves its contents.
         unsafe { madvise(start, len, advice) }?;
@@ -103,6 +104,8 @@ pub(super) enum Keeping {
     HugePages,
     /// `MADV_POPULATE_WRITE`.
     Populate,
+    /// `MADV_DONTNEED`, for the shared mapping of a file: the contents are in the file.
+    LetGo,
 }
 
 impl Drop for Region {

@@ -21,17 +21,16 @@ mod access;
 pub(super) mod error;
 mod guard;
 pub(super) mod load;
+mod object;
 mod rules;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
+use aya::Pod;
 use aya::maps::{Array, MapError, PerCpuArray, XskMap};
-use aya::programs::{
-    ProgramFd, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp, loaded_programs,
-};
-use aya::{Ebpf, EbpfLoader, Pod};
+use aya::programs::{ProgramFd, ProgramInfo, loaded_programs};
 
 use super::cpu;
 use super::netlink::{NetlinkError, Rtnetlink};
@@ -39,9 +38,9 @@ use super::nic::Nic;
 use super::queue::XskQueue;
 
 use crate::net::VipId;
-use error::{is_permission, load_error, map, map_error, no_map, with_causes};
+use error::{is_permission, load_error, map_error, with_causes};
 use guard::{Guard, guarded};
-use load::load_in_spite_of_signals;
+use object::{Object, Program};
 use rules::Rules;
 
 pub use crate::net::SteerRules;
@@ -156,16 +155,14 @@ pub struct Steering {
     index: u32,
     /// Socket in the NIC's network namespace, independent of the thread that drops the program.
     netlink: Rtnetlink,
-    ebpf: Ebpf,
-    program: ProgramFd,
-    /// The program's id, as in `bpftool prog`.
-    id: u32,
+    object: Object,
+    program: Program,
     wanted: AttachMode,
     attached: Option<Attached>,
     fallback_reason: Option<String>,
     loaded: Rules,
     guard: Option<Guard>,
-    /// Program of a killed process, found before privileges are dropped.
+    /// Program of a killed process, found by [`prepare`](Self::prepare), before privileges are dropped.
     leftover: Option<Leftover>,
 }
 
@@ -182,29 +179,30 @@ impl Leftover {
     fn flags(&self) -> u32 {
         if self.program.is_some() { XDP_FLAGS_REPLACE } else { 0 }
     }
+
+    fn fd(&self) -> Option<RawFd> {
+        self.program.as_ref().map(|program| program.as_fd().as_raw_fd())
+    }
 }
 
 impl Steering {
     /// Loads a program and its maps for `nic`, to be attached by [`attach`](Self::attach) once
-    /// sockets and rules are set.
+    /// sockets and rules are set. Changes nothing on the NIC, and looks at nothing there.
     ///
     /// # Errors
-    /// [`ProgramError`]: missing privileges, a kernel that rejects the program, or another
-    /// application's program on the NIC.
+    /// [`ProgramError`]: missing privileges, or a kernel that rejects the program.
     pub fn load(nic: &Nic, mode: AttachMode) -> Result<Self, ProgramError> {
         let interface = nic.name().to_owned();
         let netlink = Rtnetlink::open().map_err(|error| query_error(&interface, &error))?;
-        let mut ebpf =
-            EbpfLoader::new().load(OBJECT).map_err(|error| load_error(&interface, error))?;
-        let (program, id) =
-            load_program(&mut ebpf).map_err(|error| load_error(&interface, error.into()))?;
+        let object = Object::create(OBJECT).map_err(|error| load_error(&interface, error))?;
+        let program = object.load(PROGRAM_NAME, object::XDP);
+        let program = program.map_err(|error| load_error(&interface, error.into()))?;
         let mut steering = Self {
             interface,
             index: nic.index(),
             netlink,
-            ebpf,
+            object,
             program,
-            id,
             wanted: mode,
             attached: None,
             fallback_reason: None,
@@ -213,7 +211,6 @@ impl Steering {
             leftover: None,
         };
         steering.set_mac(nic.mac())?;
-        steering.leftover = steering.find_leftover()?;
         Ok(steering)
     }
 
@@ -225,7 +222,9 @@ impl Steering {
         let interface = &self.interface;
         let no_socket = || ProgramError::NoSocket { interface: interface.clone(), queue };
         let socket = xsk.fd().ok_or_else(no_socket)?;
-        let result = map(&mut self.ebpf, "xsks")
+        let result = self
+            .object
+            .map_mut("xsks")
             .and_then(XskMap::try_from)
             .and_then(|mut sockets| sockets.set(queue, socket.as_raw_fd(), 0));
         result.map_err(map_error(interface, "set a socket", "xsks"))
@@ -236,7 +235,7 @@ impl Steering {
     /// # Errors
     /// [`ProgramError::Map`]; none is expected.
     pub fn set_mac(&mut self, [a, b, c, d, e, f]: [u8; 6]) -> Result<(), ProgramError> {
-        set_only(&mut self.ebpf, "nic_mac", [a, b, c, d, e, f, 0, 0]).map_err(map_error(
+        set_only(&mut self.object, "nic_mac", [a, b, c, d, e, f, 0, 0]).map_err(map_error(
             &self.interface,
             "set the MAC",
             "nic_mac",
@@ -252,7 +251,7 @@ impl Steering {
     pub fn sync(&mut self, rules: &SteerRules) -> Result<(), ProgramError> {
         let wanted = Rules::new(rules, &self.loaded);
         wanted.check()?;
-        self.loaded.change_to(wanted, &mut self.ebpf, &self.interface)
+        self.loaded.change_to(wanted, &mut self.object, &self.interface)
     }
 
     /// Attaches the program to a NIC without one, before there are rules. Returns the XDP mode of
@@ -260,8 +259,9 @@ impl Steering {
     /// process. Must be called before sockets are opened.
     ///
     /// # Errors
-    /// See [`attach`](Self::attach).
+    /// See [`attach`](Self::attach); also another application's program on the NIC.
     pub fn prepare(&mut self) -> Result<Attached, ProgramError> {
+        self.leftover = self.find_leftover()?;
         match (&self.leftover, self.wanted) {
             (None, _) => {
                 let mode = self.attach_first()?;
@@ -289,7 +289,7 @@ impl Steering {
             Some(old) if self.wanted.accepts(old.mode) => self.replace(&old)?,
             Some(old) => {
                 // The kernel cannot change the mode in one step.
-                self.set(NONE, old.mode.flag() | old.flags(), old.program.as_ref())
+                self.set(NONE, old.mode.flag() | old.flags(), old.fd())
                     .map_err(|error| self.attach_error(old.mode.as_str(), &error))?;
                 self.attach_first()?
             }
@@ -320,14 +320,14 @@ impl Steering {
     /// # Errors
     /// [`ProgramError::Guard`].
     pub fn guard_interface(&self, index: u32) -> Result<(), ProgramError> {
-        let install = |guard: &Guard| guard.install(&self.netlink, index, self.id);
+        let install = |guard: &Guard| guard.install(&self.netlink, index, self.program.id());
         let installed = self.guard.as_ref().map(install);
         installed.unwrap_or(Ok(())).map_err(|reason| self.guard_error(&reason))
     }
 
     fn load_guard(&mut self) -> Result<(), ProgramError> {
         if self.guard.is_none() {
-            let loaded = Guard::load(&mut self.ebpf);
+            let loaded = Guard::load(&self.object);
             self.guard = Some(loaded.map_err(|error| self.guard_error(&with_causes(&error)))?);
         }
         Ok(())
@@ -339,7 +339,7 @@ impl Steering {
     /// [`ProgramError::Map`]; none is expected.
     pub fn end_guard(&mut self, after: Duration) -> Result<(), ProgramError> {
         let after = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
-        set_only(&mut self.ebpf, "guard_end", cpu::monotonic_ns().saturating_add(after))
+        set_only(&mut self.object, "guard_end", cpu::monotonic_ns().saturating_add(after))
             .map_err(map_error(&self.interface, "set the end", "guard_end"))
     }
 
@@ -370,7 +370,7 @@ impl Steering {
             let flags = mode.flag() | XDP_FLAGS_REPLACE;
             // Fails when the NIC is gone or has another program now; nothing is left to do in
             // either case.
-            let _ = self.set(NONE, flags, Some(&self.program));
+            let _ = self.set(NONE, flags, Some(self.program.fd()));
         }
     }
 
@@ -388,7 +388,7 @@ impl Steering {
 
     /// The program's id, as in `bpftool prog`.
     pub fn id(&self) -> u32 {
-        self.id
+        self.program.id()
     }
 
     /// Reason why [`AttachMode::Auto`] did not result in native mode, if so.
@@ -402,9 +402,8 @@ impl Steering {
     /// [`ProgramError::Map`]; none is expected.
     pub fn counters(&self) -> Result<SteerCounters, ProgramError> {
         let per_cpu = self
-            .ebpf
+            .object
             .map("counts")
-            .ok_or_else(|| no_map("counts"))
             .and_then(PerCpuArray::<_, [u64; 8]>::try_from)
             .and_then(|counts| counts.get(&0, 0))
             .map_err(map_error(&self.interface, "read", "counts"))?;
@@ -431,9 +430,8 @@ impl Steering {
     /// [`ProgramError::Map`]; none is expected.
     pub fn access_drops(&self, vip: VipId) -> Result<AccessDrops, ProgramError> {
         let per_cpu = self
-            .ebpf
+            .object
             .map("drop_counts")
-            .ok_or_else(|| no_map("drop_counts"))
             .and_then(PerCpuArray::<_, [u64; 3]>::try_from)
             .and_then(|counts| counts.get(&access::slot(vip), 0))
             .map_err(map_error(&self.interface, "read", "drop_counts"))?;
@@ -450,7 +448,7 @@ impl Steering {
     /// # Errors
     /// [`ProgramError::Map`], if it was taken before.
     pub fn take_lists(&mut self) -> Result<AccessMap, ProgramError> {
-        let map = self.ebpf.take_map("access").ok_or_else(|| no_map("access"));
+        let map = self.object.take_map("access");
         map.and_then(|map| AccessMap::new(&self.interface, map)).map_err(map_error(
             &self.interface,
             "find the map",
@@ -464,10 +462,7 @@ impl Steering {
     /// # Errors
     /// The kernel's error.
     pub fn try_packet(&mut self, packet: &[u8]) -> io::Result<()> {
-        let program = self.ebpf.program_mut(PROGRAM_NAME).ok_or(io::ErrorKind::NotFound)?;
-        let program: &mut Xdp = program.try_into().map_err(io::Error::other)?;
-        let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::default() };
-        program.test_run(options).map(drop).map_err(io::Error::other)
+        self.program.run(packet, 1).map(drop)
     }
 
     /// Runs the program on an artificial packet so many times; returns the mean time of a run. For
@@ -476,10 +471,7 @@ impl Steering {
     /// # Errors
     /// The kernel's error.
     pub fn time_packet(&mut self, packet: &[u8], repeat: u32) -> io::Result<Duration> {
-        let program = self.ebpf.program_mut(PROGRAM_NAME).ok_or(io::ErrorKind::NotFound)?;
-        let program: &mut Xdp = program.try_into().map_err(io::Error::other)?;
-        let options = TestRunOptions { data_in: Some(packet), repeat, ..TestRunOptions::default() };
-        program.test_run(options).map(|run| run.duration).map_err(io::Error::other)
+        self.program.run(packet, repeat).map(|(_, mean)| mean)
     }
 
     /// Runs the guard on an artificial packet, as [`try_packet`](Self::try_packet) does, but on the
@@ -489,11 +481,8 @@ impl Steering {
     /// The kernel's error.
     pub fn try_guard(&mut self, packet: &[u8]) -> io::Result<bool> {
         self.load_guard().map_err(io::Error::other)?;
-        let guard = self.ebpf.program_mut(GUARD_NAME).ok_or(io::ErrorKind::NotFound)?;
-        let guard: &mut SchedClassifier = guard.try_into().map_err(io::Error::other)?;
-        let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::default() };
-        let run = guard.test_run(options).map_err(io::Error::other)?;
-        Ok(run.return_value == TC_ACT_SHOT)
+        let guard = self.guard.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        Ok(guard.verdict(packet)? == TC_ACT_SHOT)
     }
 
     /// Attaches to a NIC without a program.
@@ -516,7 +505,7 @@ impl Steering {
 
     /// Replaces the program of a killed process, without a gap.
     fn replace(&mut self, old: &Leftover) -> Result<Attached, ProgramError> {
-        self.set_ours(old.mode, old.flags(), old.program.as_ref())
+        self.set_ours(old.mode, old.flags(), old.fd())
             .map_err(|error| self.attach_error(old.mode.as_str(), &error))?;
         if self.wanted == AttachMode::Auto && old.mode == Attached::Generic {
             self.fallback_reason = Some(
@@ -532,18 +521,12 @@ impl Steering {
         &self,
         mode: Attached,
         flags: u32,
-        expected: Option<&ProgramFd>,
+        expected: Option<RawFd>,
     ) -> Result<(), NetlinkError> {
-        self.set(self.program.as_fd().as_raw_fd(), mode.flag() | flags, expected)
+        self.set(self.program.fd(), mode.flag() | flags, expected)
     }
 
-    fn set(
-        &self,
-        program: RawFd,
-        flags: u32,
-        expected: Option<&ProgramFd>,
-    ) -> Result<(), NetlinkError> {
-        let expected = expected.map(|program| program.as_fd().as_raw_fd());
+    fn set(&self, program: RawFd, flags: u32, expected: Option<RawFd>) -> Result<(), NetlinkError> {
         self.netlink.set_xdp(self.index, program, flags, expected)
     }
 
@@ -621,19 +604,9 @@ impl Drop for Steering {
     }
 }
 
-/// Loads the steering program; returns its descriptor and id.
-fn load_program(ebpf: &mut Ebpf) -> Result<(ProgramFd, u32), aya::programs::ProgramError> {
-    let program = ebpf.program_mut(PROGRAM_NAME);
-    let program = program.ok_or(aya::programs::ProgramError::UnexpectedProgramType)?;
-    let program: &mut Xdp = program.try_into()?;
-    load_in_spite_of_signals(|| program.load())?;
-    let id = program.info()?.id();
-    Ok((program.fd()?.try_clone()?, id))
-}
-
 /// Sets the only element of an array map.
-fn set_only<T: Pod>(ebpf: &mut Ebpf, name: &str, value: T) -> Result<(), MapError> {
-    map(ebpf, name).and_then(Array::try_from).and_then(|mut array| array.set(0, value, 0))
+fn set_only<T: Pod>(object: &mut Object, name: &str, value: T) -> Result<(), MapError> {
+    object.map_mut(name).and_then(Array::try_from).and_then(|mut array| array.set(0, value, 0))
 }
 
 /// Returns the loaded program with this id; `None` also when the kernel denies access.

@@ -354,14 +354,17 @@ struct frame {
 struct packet {
 	struct service source;
 	struct service destination;
-	/* The first byte behind the IP headers, or 0 if there are no ports, or they cannot be read: in
-	 * a later fragment, or behind a header that is not skipped. */
-	void *ports;
+	/* Offset of the header of a whole ICMP message from the start of the frame, or 0. 64 bits, as the
+	 * verifier accepts no shorter difference of pointers. */
+	__u64 icmp;
 	/* Flags that cause a redirect by destination address alone, if its area has one of them; 0:
 	 * none. */
 	__u32 opaque;
-	/* The header of a whole ICMP message, or 0. */
-	void *icmp;
+	/* For a VIP: the lists that apply. */
+	__u32 access;
+	/* Whether there are ports, and they can be read: not in a later fragment, nor behind a header
+	 * that is not skipped. */
+	__u8 has_ports;
 	/* Whether the packet is a fragment, also the first one. */
 	__u8 fragment;
 	/* Whether the destination is multicast or broadcast. */
@@ -370,9 +373,16 @@ struct packet {
 	__u8 icmp_error;
 	/* Whether it is a whole TCP header with SYN and without ACK. */
 	__u8 syn;
-	/* For a VIP: the lists that apply. */
-	__u32 access;
 };
+
+/* Where a packet goes. */
+enum decision { TO_KERNEL, STEERED, RETURNED };
+
+/* The verifier goes through a global function (not static, not inlined) once, and not again for each
+ * way to it and from it: the ways to read a packet are not multiplied by the ways to judge it. That
+ * keeps the time short that a start takes. All that the verifier knows about an argument there is its
+ * type, so `struct packet` has no pointers into the frame, and the functions check for 0. */
+#define GLOBAL __noinline
 
 static __always_inline __u32 protocol_bit(__u8 protocol)
 {
@@ -392,14 +402,16 @@ static __always_inline void set_protocol(struct packet *packet, __u8 protocol)
 	packet->destination.protocol = protocol;
 }
 
-/* Returns 0 if the packet stays in the kernel whatever its addresses. */
-static __always_inline int read_ipv4(struct packet *packet, void *header, void *end)
+/* Returns 0 if the packet stays in the kernel whatever its addresses. `ports` becomes the first byte
+ * behind the headers of a packet that has ports there. */
+static __always_inline int read_ipv4(struct packet *packet, void *header, const struct frame *frame,
+				     __be16 **ports)
 {
 	struct iphdr *ip = header;
 	__u32 len, bit;
 	__u16 fragment;
 
-	if ((void *)(ip + 1) > end)
+	if ((void *)(ip + 1) > frame->end)
 		return 0;
 	map_v4(packet->source.address, ip->saddr);
 	map_v4(packet->destination.address, ip->daddr);
@@ -409,14 +421,14 @@ static __always_inline int read_ipv4(struct packet *packet, void *header, void *
 	fragment = bpf_ntohs(ip->frag_off);
 	packet->fragment = (fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS)) != 0;
 	if (ip->protocol == IPPROTO_ICMP) {
-		packet->icmp = header + len;
+		packet->icmp = header - frame->start + len;
 		return !packet->fragment && len >= sizeof(*ip);
 	}
 	bit = protocol_bit(ip->protocol);
 	if (!bit || packet->fragment || len < sizeof(*ip))
 		packet->opaque = bit | ALL_PROTOCOLS;
 	if (bit && !(fragment & IPV4_FRAGMENT_OFFSET) && len >= sizeof(*ip))
-		packet->ports = header + len;
+		*ports = header + len;
 	return 1;
 }
 
@@ -478,19 +490,18 @@ static __always_inline __u32 skip_extensions(void *start, void *end, __u32 offse
 	return offset << SKIPPED_OFFSET | flags | next;
 }
 
-/* The verifier goes through a global function once, and not again for each way to it and from it: that keeps the
- * time short that a start takes. */
-__noinline __u32 skip_in_xdp(struct xdp_md *ctx, __u32 offset, __u32 next)
+GLOBAL __u32 skip_in_xdp(struct xdp_md *ctx, __u32 offset, __u32 next)
 {
 	return skip_extensions((void *)(long)ctx->data, (void *)(long)ctx->data_end, offset, next);
 }
 
-__noinline __u32 skip_in_tc(struct __sk_buff *skb, __u32 offset, __u32 next)
+GLOBAL __u32 skip_in_tc(struct __sk_buff *skb, __u32 offset, __u32 next)
 {
 	return skip_extensions((void *)(long)skb->data, (void *)(long)skb->data_end, offset, next);
 }
 
-static __always_inline int read_ipv6(struct packet *packet, void *header, const struct frame *frame)
+static __always_inline int read_ipv6(struct packet *packet, void *header, const struct frame *frame,
+				     __be16 **ports)
 {
 	struct ipv6hdr *ip = header;
 	__u32 next, bit, skipped = 0;
@@ -515,7 +526,7 @@ static __always_inline int read_ipv6(struct packet *packet, void *header, const 
 	set_protocol(packet, next);
 	bit = protocol_bit(next);
 	if (next == IPPROTO_ICMPV6) {
-		packet->icmp = behind;
+		packet->icmp = behind - frame->start;
 		return !packet->fragment;
 	}
 	if (is_extension(next))
@@ -523,7 +534,7 @@ static __always_inline int read_ipv6(struct packet *packet, void *header, const 
 	else if (!bit || packet->fragment)
 		packet->opaque = bit | ALL_PROTOCOLS;
 	if (bit && !(skipped & SKIPPED_LATER))
-		packet->ports = behind;
+		*ports = behind;
 	return 1;
 }
 
@@ -568,14 +579,14 @@ static __always_inline int is_listening(const struct area *area, const struct pa
 	__u32 bit = protocol_bit(packet->destination.protocol);
 	__u32 all = bit == HAS_TCP ? ALL_TCP : bit == HAS_UDP ? ALL_UDP : 0;
 
-	if (bit && !packet->ports)
+	if (bit && !packet->has_ports)
 		return 0;
 	return area->flags & (all | ALL_PROTOCOLS) || (bit && in_range(area, &packet->destination));
 }
 
 static __always_inline int is_for_vip(struct packet *packet)
 {
-	__u32 *access = packet->ports ? listed(&vips, &packet->destination) : 0;
+	__u32 *access = packet->has_ports ? listed(&vips, &packet->destination) : 0;
 	struct area *area;
 
 	if (access) {
@@ -596,7 +607,7 @@ static __always_inline int is_in_area(struct packet *packet)
 	struct area *area;
 
 	/* Packets without ports have been judged by their address. */
-	if (!packet->ports || packet->opaque)
+	if (!packet->has_ports || packet->opaque)
 		return 0;
 	area = area_of(&packet->destination);
 	if (!area)
@@ -622,9 +633,9 @@ static __always_inline int is_backend(struct service *service, int ports, int fr
 
 static __always_inline int is_return(struct packet *packet)
 {
-	if (packet->multicast || !(packet->ports || packet->fragment))
+	if (packet->multicast || !(packet->has_ports || packet->fragment))
 		return 0;
-	if (!is_backend(&packet->source, packet->ports != 0, packet->fragment))
+	if (!is_backend(&packet->source, packet->has_ports, packet->fragment))
 		return 0;
 	return !bpf_map_lookup_elem(&locals, packet->destination.address);
 }
@@ -712,49 +723,54 @@ static __always_inline enum message icmp_message(__u8 protocol, __u8 type)
 	return type >= 1 && type <= 4 ? ERROR : type == 128 ? ECHO : OTHER;
 }
 
-/* Returns the counter of an ICMP message that goes to a worker, or 0. */
-static __always_inline __u64 *judge_icmp(struct packet *packet, void *end, struct counters *count)
+/* Returns the decision about an ICMP message. */
+GLOBAL int judge_icmp(struct xdp_md *ctx, struct packet *packet)
 {
-	__u8 protocol = packet->destination.protocol, *header = packet->icmp;
+	void *header = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct quote quote = {};
 	enum message message;
 	struct area *area;
+	__u8 protocol;
 	int whole;
 
-	if ((void *)header + ICMP_LEN > end)
-		return 0;
-	message = icmp_message(protocol, *header);
+	if (!packet || packet->icmp > MAX_OFFSET)
+		return TO_KERNEL;
+	header += packet->icmp;
+	if (header + ICMP_LEN > end)
+		return TO_KERNEL;
+	protocol = packet->destination.protocol;
+	message = icmp_message(protocol, *(__u8 *)header);
 	if (message == OTHER)
-		return 0;
+		return TO_KERNEL;
 	area = area_of(&packet->destination);
 	if (area && area->flags & (message == ERROR ? ICMP | ERRORS : ICMP)) {
 		packet->access = area->opaque_access;
 		packet->icmp_error = message == ERROR;
-		return &count->steered;
+		return STEERED;
 	}
 	if (message != ERROR || packet->multicast)
-		return 0;
-	whole = protocol == IPPROTO_ICMP ? read_quoted_ipv4(&quote, (void *)header + ICMP_LEN, end)
-					 : read_quoted_ipv6(&quote, (void *)header + ICMP_LEN, end);
+		return TO_KERNEL;
+	whole = protocol == IPPROTO_ICMP ? read_quoted_ipv4(&quote, header + ICMP_LEN, end)
+					 : read_quoted_ipv6(&quote, header + ICMP_LEN, end);
 	if (!whole)
-		return 0;
+		return TO_KERNEL;
 	if (area && area->flags & TUNNEL && is_tunnels(&quote, area))
-		return &count->steered;
+		return STEERED;
 	if (!is_backend(&quote.destination, quote.has_ports, quote.fragment))
-		return 0;
-	return bpf_map_lookup_elem(&locals, packet->destination.address) ? 0 : &count->returned;
+		return TO_KERNEL;
+	return bpf_map_lookup_elem(&locals, packet->destination.address) ? TO_KERNEL : RETURNED;
 }
 
-/* Returns the counter of a packet that goes to a worker, or 0. */
-static __always_inline __u64 *judge(struct packet *packet, void *end, struct counters *count)
+/* Returns the decision about a packet other than ICMP. */
+GLOBAL int judge(struct packet *packet)
 {
-	if (packet->icmp)
-		return judge_icmp(packet, end, count);
+	if (!packet)
+		return TO_KERNEL;
 	if (is_for_vip(packet))
-		return &count->steered;
+		return STEERED;
 	if (is_return(packet))
-		return &count->returned;
-	return is_in_area(packet) ? &count->steered : 0;
+		return RETURNED;
+	return is_in_area(packet) ? STEERED : TO_KERNEL;
 }
 
 /* Returns the value of the source in a list, or 0. */
@@ -824,14 +840,19 @@ static __always_inline enum verdict judge_source(const struct packet *packet)
 }
 
 /* Whether the lists drop the packet. Counts it if so. */
-static __always_inline int is_dropped(const struct packet *packet, struct counters *count)
+GLOBAL int is_dropped(struct packet *packet)
 {
-	enum verdict verdict = judge_source(packet);
-	__u32 slot = packet->access & SLOT;
+	__u32 slot, only = 0;
+	struct counters *count = bpf_map_lookup_elem(&counts, &only);
+	enum verdict verdict;
 	struct drops *drops;
 
+	if (!packet || !count)
+		return 0;
+	verdict = judge_source(packet);
 	if (verdict == ALLOWED)
 		return 0;
+	slot = packet->access & SLOT;
 	drops = bpf_map_lookup_elem(&drop_counts, &slot);
 	if (verdict == DENIED) {
 		count->denied++;
@@ -899,27 +920,26 @@ static __always_inline int read_packet(struct packet *packet, const struct frame
 	void *end = frame->end;
 	__be16 protocol = 0;
 	void *network = skip_link(ethernet, end, &protocol);
-	__be16 *ports;
+	__be16 *ports = 0;
 
 	if (!network)
 		return 0;
 	if (protocol == bpf_htons(ETH_P_IP)) {
-		if (!read_ipv4(packet, network, end))
+		if (!read_ipv4(packet, network, frame, &ports))
 			return 0;
 	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
-		if (!read_ipv6(packet, network, frame))
+		if (!read_ipv6(packet, network, frame, &ports))
 			return 0;
 	} else {
 		return 0;
 	}
-	ports = packet->ports;
 	if (!ports)
 		return 1;
 	if ((void *)(ports + 2) > end) {
-		packet->ports = 0;
 		packet->opaque |= protocol_bit(packet->destination.protocol) | ALL_PROTOCOLS;
 		return 1;
 	}
+	packet->has_ports = 1;
 	packet->source.port = ports[0];
 	packet->destination.port = ports[1];
 	if (packet->source.protocol == IPPROTO_TCP && (void *)ports + 14 <= end)
@@ -936,21 +956,27 @@ int holdfast_steer(struct xdp_md *ctx)
 		.xdp = ctx,
 	};
 	struct packet packet = {};
-	__u64 *counter = 0;
+	int decision = TO_KERNEL;
 	__u32 only = 0;
 	struct counters *count = bpf_map_lookup_elem(&counts, &only);
 
 	if (!count)
 		return XDP_PASS;
 	if (is_to_nic(frame.start, frame.end) && read_packet(&packet, &frame))
-		counter = judge(&packet, frame.end, count);
-	if (!counter) {
+		decision = packet.icmp ? judge_icmp(ctx, &packet) : judge(&packet);
+	switch (decision) {
+	case STEERED:
+		if (packet.access & ANY_LIMIT && is_dropped(&packet))
+			return XDP_DROP;
+		count->steered++;
+		break;
+	case RETURNED:
+		count->returned++;
+		break;
+	default:
 		count->passed++;
 		return XDP_PASS;
 	}
-	if (packet.access & ANY_LIMIT && counter == &count->steered && is_dropped(&packet, count))
-		return XDP_DROP;
-	(*counter)++;
 	return redirect(ctx, count);
 }
 
@@ -989,7 +1015,7 @@ int holdfast_guard(struct __sk_buff *skb)
 		bpf_skb_pull_data(skb, len);
 	frame.start = (void *)(long)skb->data;
 	frame.end = (void *)(long)skb->data_end;
-	if (!read_packet(&packet, &frame) || packet.icmp || !judge(&packet, frame.end, count))
+	if (!read_packet(&packet, &frame) || packet.icmp || judge(&packet) == TO_KERNEL)
 		return TC_ACT_UNSPEC;
 	count->guarded++;
 	return TC_ACT_SHOT;

@@ -105,6 +105,21 @@ fn after_sudden_death_connections_are_kept_for_the_next_process() {
     }
 }
 
+/// Nothing is forwarded while a start reads and parses. aya's loader would parse the types of the whole
+/// kernel, some 6 MB and 60 ms.
+#[test]
+fn a_start_does_not_read_the_types_of_the_kernel() {
+    let lab = Lab::up(Topology::Stick);
+    let config = Config::new(&lab, 2, vec![vip("dsr", Family::V4, false)]);
+    let holdfast = Holdfast::start(&lab, &config);
+    let types = std::fs::metadata("/sys/kernel/btf/vmlinux").unwrap().len();
+    let io = std::fs::read_to_string(format!("/proc/{}/io", holdfast.pid())).unwrap();
+    let read = io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
+    let read: u64 = read.parse().unwrap();
+    assert!((1..types / 2).contains(&read), "{read} bytes were read; the types have {types}");
+    holdfast.stop();
+}
+
 #[test]
 fn a_start_announces_the_vip_to_neighbours() {
     let lab = Lab::up(Topology::Stick);

@@ -1,6 +1,8 @@
 """The lab of a soak: clients behind a router, the balancer, three backends on one segment; and a holdfast in it."""
 
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -187,7 +189,7 @@ class Holdfast:
     def end(self, number):
         """Ends the process by a signal."""
         self.process.send_signal(number)
-        code = self.process.wait(PATIENCE_S)
+        code = wait(self.process)
         if code != (0 if number == signal.SIGTERM else -number):
             raise Failed(f"holdfast has ended with {code} after signal {number}")
 
@@ -195,10 +197,22 @@ class Holdfast:
         """Starts another process, which takes over from this one."""
         before = self.process
         self.begin()
-        code = before.wait(PATIENCE_S)
+        code = wait(before)
         if code != 0:
             raise Failed(f"holdfast has ended with {code} after a hand-over")
         self.wait_up()
+
+
+def wait(process):
+    """Waits for the end of a process; returns its exit code. Popen.wait with a limit looks every 50 ms only, and the
+    gap of a restart would include the rest of them."""
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        if not select.select([descriptor], [], [], PATIENCE_S)[0]:
+            raise Failed(f"{process.args}: has not ended after {PATIENCE_S} s")
+    finally:
+        os.close(descriptor)
+    return process.wait()
 
 
 def finish(name, lab, run):

@@ -68,9 +68,9 @@ impl Announcing {
         self.announcer.check(&Assignment::all(new)).await
     }
 
-    /// Removes all announced addresses.
-    pub(super) async fn withdraw_all(&mut self) {
-        self.announcer.withdraw_all().await;
+    /// Removes all announced addresses, and announces none any longer.
+    pub(super) async fn end(&mut self) {
+        self.announcer.end().await;
     }
 
     /// Returns the interface that has a VIP's address, if holdfast put it there.

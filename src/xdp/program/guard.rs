@@ -9,13 +9,12 @@
 //! replaces it in one step. After `kill -9` it stays until then. A process that ends sets an end
 //! for it ([`LINGER`]), as there may be no next start.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::io;
 use std::time::Duration;
 
-use aya::Ebpf;
-use aya::programs::{ProgramError, ProgramFd, SchedClassifier};
+use aya::programs::ProgramError;
 
-use super::load::load_in_spite_of_signals;
+use super::object::{CLASSIFIER, Object, Program};
 use crate::xdp::netlink::{IngressFilter, NetlinkError, Rtnetlink};
 
 /// Name of the program in the object and in the kernel. `tc filter show` prints also the XDP program
@@ -34,16 +33,13 @@ pub const LINGER: Duration = Duration::from_secs(60);
 
 /// The loaded guard.
 pub(super) struct Guard {
-    program: ProgramFd,
+    program: Program,
 }
 
 impl Guard {
     /// Loads the guard from the object of the XDP program, whose maps it shares.
-    pub(super) fn load(ebpf: &mut Ebpf) -> Result<Self, ProgramError> {
-        let program = ebpf.program_mut(GUARD_NAME).ok_or(ProgramError::UnexpectedProgramType)?;
-        let program: &mut SchedClassifier = program.try_into()?;
-        load_in_spite_of_signals(|| program.load())?;
-        Ok(Self { program: program.fd()?.try_clone()? })
+    pub(super) fn load(object: &Object) -> Result<Self, ProgramError> {
+        object.load(GUARD_NAME, CLASSIFIER).map(|program| Self { program })
     }
 
     /// Attaches the guard of the XDP program with the id `guarded` to a NIC, in the place of the
@@ -56,7 +52,7 @@ impl Guard {
     ) -> Result<(), NetlinkError> {
         netlink.add_clsact(index)?;
         let name = format!("{GUARD_NAME}{OF}{guarded}");
-        netlink.set_ingress_filter(index, self.program.as_fd().as_raw_fd(), name, &FILTER)
+        netlink.set_ingress_filter(index, self.program.fd(), name, &FILTER)
     }
 
     /// Whether the guard is attached to a NIC.
@@ -66,6 +62,11 @@ impl Guard {
         index: u32,
     ) -> Result<bool, NetlinkError> {
         netlink.ingress_filter(index, &FILTER).map(|name| name.is_some())
+    }
+
+    /// Returns the verdict about an artificial packet.
+    pub(super) fn verdict(&self, packet: &[u8]) -> io::Result<u32> {
+        self.program.run(packet, 1).map(|(verdict, _)| verdict)
     }
 }
 

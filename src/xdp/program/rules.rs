@@ -14,12 +14,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, MapError};
-use aya::{Ebpf, Pod};
 
 use super::access::{Words, rates};
-use super::error::{ProgramError, map, map_error};
+use super::error::{ProgramError, map_error};
+use super::object::Object;
 use crate::net::{
     Address, Listen, ListenKey, MAX_STEERED, Network, PortRange, Protocol, SteerRules,
 };
@@ -249,13 +250,13 @@ impl Rules {
     pub(super) fn change_to(
         &mut self,
         wanted: Self,
-        ebpf: &mut Ebpf,
+        object: &mut Object,
         interface: &str,
     ) -> Result<(), ProgramError> {
         // Before the access words that refer to them; a limit without such a word has no effect.
-        set_rates(&wanted.rates, &mut self.rates, ebpf, interface)?;
+        set_rates(&wanted.rates, &mut self.rates, object, interface)?;
         for adding in [true, false] {
-            let mut maps = Maps { ebpf, interface, adding };
+            let mut maps = Maps { object, interface, adding };
             maps.hash("locals", MAX_LOCALS, &wanted.locals, &mut self.locals)?;
             if adding {
                 maps.ranges(&wanted.port_ranges, &mut self.port_ranges)?;
@@ -279,7 +280,7 @@ impl Rules {
 fn set_rates(
     wanted: &BTreeMap<u32, [u32; 2]>,
     loaded: &mut BTreeMap<u32, [u32; 2]>,
-    ebpf: &mut Ebpf,
+    object: &mut Object,
     interface: &str,
 ) -> Result<(), ProgramError> {
     let new: Vec<_> =
@@ -287,7 +288,7 @@ fn set_rates(
     if new.is_empty() {
         return Ok(());
     }
-    let rates = map(ebpf, "rates").and_then(Array::<_, [u32; 2]>::try_from);
+    let rates = object.map_mut("rates").and_then(Array::<_, [u32; 2]>::try_from);
     let mut rates = rates.map_err(map_error(interface, "change entries", "rates"))?;
     for (slot, rate) in new {
         rates.set(*slot, rate, 0).map_err(map_error(interface, "change an entry", "rates"))?;
@@ -342,7 +343,7 @@ fn port_keys((ranges, number): (&Ranges, &u32)) -> Vec<(PortKey, u32)> {
 
 /// The maps during one pass, which either adds or removes entries.
 struct Maps<'m> {
-    ebpf: &'m mut Ebpf,
+    object: &'m mut Object,
     interface: &'m str,
     adding: bool,
 }
@@ -355,7 +356,7 @@ impl Maps<'_> {
         wanted: &BTreeMap<K, V>,
         loaded: &mut BTreeMap<K, V>,
     ) -> Result<(), ProgramError> {
-        let entries = map(self.ebpf, name).and_then(HashMap::<_, K, V>::try_from);
+        let entries = self.object.map_mut(name).and_then(HashMap::<_, K, V>::try_from);
         let entries = entries.map_err(map_error(self.interface, "change entries", name))?;
         change(self.interface, name, self.adding, capacity, entries, wanted, loaded)
     }
@@ -383,7 +384,7 @@ impl Maps<'_> {
         wanted: &BTreeMap<(u32, K), V>,
         loaded: &mut BTreeMap<(u32, K), V>,
     ) -> Result<(), ProgramError> {
-        let entries = map(self.ebpf, name).and_then(LpmTrie::<_, K, V>::try_from);
+        let entries = self.object.map_mut(name).and_then(LpmTrie::<_, K, V>::try_from);
         let entries = entries.map_err(map_error(self.interface, "change entries", name))?;
         change(self.interface, name, self.adding, capacity, entries, wanted, loaded)
     }
