@@ -100,6 +100,7 @@ impl SharedTables {
     pub fn let_go(&self) {
         self.flows.iter().for_each(|flows| flows.let_go());
         self.snat_table.let_go();
+        self.splices.let_go();
     }
 
     /// Takes over the tables that an earlier process has left in `memory`, as far as their sizes

@@ -166,6 +166,15 @@ impl Splices {
         Ok(())
     }
 
+    /// See [`Mapping::let_go`].
+    pub(super) fn let_go(&self) {
+        for lines in [&self.v4, &self.v6] {
+            if lines.populated.load(Ordering::Relaxed) {
+                lines.lines.let_go();
+            }
+        }
+    }
+
     /// Writes the splice of a pin; for the worker that has it. Does nothing for a family without
     /// memory.
     pub fn record(&self, place: &Place, splice: &Splice) {
