@@ -7,8 +7,7 @@
 //!
 //! A tag is 16 bits of the flow's hash, and never 0, which marks a free slot.
 
-use std::sync::atomic::Ordering;
-
+use crate::sync::Ordering;
 use crate::xdp::cpu;
 use crate::xdp::memory::Line;
 
@@ -88,8 +87,9 @@ pub(super) fn set_slot(line: &Line, slot: u32, tag: u16, entry: u32) {
     if let Some(word) = line.words.get(2 + slot as usize / 2) {
         let shift = 32 * (slot % 2);
         let others = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift);
-        // Relaxed: ordered by the release store of the tag.
-        word.store(others | u64::from(entry) << shift, Ordering::Relaxed);
+        // Release pairs with the acquire fence in `FamilyTable::lookup`: a reader that found the
+        // slot's last tag and this number sees where the last flow has moved to.
+        word.store(others | u64::from(entry) << shift, Ordering::Release);
     }
     set_tag(line, slot, tag);
 }

@@ -4,7 +4,7 @@
 //! [`writer`](super::writer).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::AtomicBool;
 
 use super::bucket::{self, SlotMask, tag_of};
 use super::entry::{self, ConntrackEntry, EntryV4, EntryV6, FlowState, Pin, ReturnHop, State};
@@ -12,6 +12,7 @@ use super::header;
 use super::layout::Span;
 use super::slot::{Slot, V6_FLAG};
 use crate::net::{NextHop, TAIL, Tuple};
+use crate::sync::{AtomicU64, Ordering, fence, spin_loop};
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::memory::{Arena, Line, Mapping, MappingError, Shareable};
@@ -247,17 +248,22 @@ impl<F: Family> FamilyTable<F> {
                 let pin = Pin::from_words(flow_state, before);
                 return used.then(|| ConntrackEntry { key: F::tuple(words).key(), pin });
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         None
     }
 
     /// Returns the entry of a tuple, for threads other than the writer's.
     pub(super) fn lookup(&self, words: &F::Words, hash: u64) -> Option<(Slot, Pin)> {
-        // A flow that moves from its second bucket to its first between the two look-ups is missed
-        // by both: the first bucket is searched again.
+        // A flow that moves meanwhile is missed in both buckets: from the second to the first
+        // between the two look-ups, or when its slot names another flow and the other bucket is
+        // read out of order. Both buckets are searched again.
         let view = self.view();
-        let again = || view.find_in(view.first_bucket(hash), words, tag_of(hash));
+        let again = || {
+            // Pairs with the release stores of `bucket::set_slot`.
+            fence(Ordering::Acquire);
+            view.find(words, hash)
+        };
         let number = view.find(words, hash).or_else(again)?.number;
         let entry = self.read(number)?;
         // The entry may have been reused between finding and reading.
