@@ -10,10 +10,7 @@
 #[cfg(not(holdfast_loom))]
 pub use std::{
     hint::spin_loop,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering, fence},
-    },
+    sync::atomic::{AtomicU64, Ordering, fence},
 };
 
 #[cfg(not(holdfast_loom))]
@@ -26,20 +23,17 @@ pub use self::modelled::{ArcSwap, AtomicU64, Cache};
 #[cfg(holdfast_loom)]
 pub use loom::{
     hint::spin_loop,
-    sync::{
-        Arc,
-        atomic::{Ordering, fence},
-    },
+    sync::atomic::{Ordering, fence},
 };
 
 #[cfg(holdfast_loom)]
 mod modelled {
     use std::mem;
     use std::ops::Deref;
-    use std::sync::PoisonError;
+    use std::sync::{Arc, PoisonError};
 
     use loom::sync::atomic::{self, Ordering, fence};
-    use loom::sync::{Arc, Mutex, MutexGuard};
+    use loom::sync::{Mutex, MutexGuard};
 
     /// loom's atomic, with what loom lacks:
     ///
@@ -185,7 +179,6 @@ mod modelled {
     /// from a thread that could go on; prints the number of runs.
     #[cfg(test)]
     pub(crate) fn check<F: Fn() + Send + Sync + 'static>(preemptions: usize, model: F) {
-        use std::sync::Arc;
         use std::sync::atomic::AtomicU64;
         use std::time::Instant;
 

@@ -4,11 +4,12 @@
 //! published table until it holds the last reference.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
 
 use super::ForwardingTable;
-use crate::sync::{Arc, ArcSwap, Cache};
+use crate::sync::{ArcSwap, Cache};
 
 /// Shared pointer to the current table. Workers read it once per batch, so no data that changes
 /// more often may share its cache lines.
@@ -107,6 +108,7 @@ mod tests {
 }
 
 #[cfg(all(test, holdfast_loom))]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 mod models {
     use loom::thread;
 

@@ -173,6 +173,7 @@ pub enum Pages {
 
 /// A memory-backed file, mapped as a whole; unmapped with the last of its parts.
 #[derive(Debug)]
+#[cfg_attr(holdfast_loom, expect(dead_code, reason = "the parts lie elsewhere"))]
 pub struct Arena {
     region: Region,
     /// Bytes of the region in front of the arena, which begins at a huge page.

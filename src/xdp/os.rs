@@ -102,6 +102,7 @@ pub(super) enum Keeping {
     /// `MADV_HUGEPAGE`.
     HugePages,
     /// `MADV_POPULATE_WRITE`.
+    #[cfg_attr(holdfast_loom, expect(dead_code, reason = "in models, all memory is there"))]
     Populate,
 }
 

@@ -18,12 +18,10 @@ fn a_reader_sees_a_whole_entry(old: u8, new: u8) {
     let slot = writer.insert(&hashed(old), &pin(old)).unwrap();
     let table = writer.shared();
     let reader = thread::spawn(move || {
-        for _ in 0..2 {
-            let Some(read) = table.read(slot) else { continue };
-            let number = u8::try_from(read.key.client_port).unwrap();
-            assert!(number == old || number == new);
-            assert_eq!(read, entry(number));
-        }
+        let Some(read) = table.read(slot) else { return };
+        let number = u8::try_from(read.key.client_port).unwrap();
+        assert!(number == old || number == new);
+        assert_eq!(read, entry(number));
     });
     writer.update(slot, &hashed(new), &pin(new));
     reader.join().unwrap();
@@ -40,34 +38,50 @@ fn a_reader_sees_a_whole_ipv6_entry_or_none() {
     check(2, || a_reader_sees_a_whole_entry(1, 3));
 }
 
-/// An entry is freed and used again while another thread looks both flows up.
-#[test]
-fn a_look_up_finds_its_own_flow_or_none() {
-    check(2, || {
-        let mut writer = flow_writer(8);
-        let slot = writer.insert(&hashed(2), &pin(2)).unwrap();
-        let table = writer.shared();
-        let reader = thread::spawn(move || {
-            for number in [2, 4] {
-                let found = table.lookup(&hashed(number));
-                assert!(found.is_none_or(|found| found == (slot, pin(number))), "{found:?}");
-            }
-        });
-        assert_eq!(writer.remove(slot), Some(pin(2)));
-        assert_eq!(writer.insert(&hashed(4), &pin(4)), Ok(slot));
-        reader.join().unwrap();
-        assert_eq!(writer.table().lookup(&hashed(4)), Some((slot, pin(4))));
+/// An entry is freed and used again while another thread looks one of both flows up.
+fn a_look_up_finds_its_own_flow(number: u8) {
+    let mut writer = flow_writer(8);
+    let slot = writer.insert(&hashed(2), &pin(2)).unwrap();
+    let table = writer.shared();
+    let reader = thread::spawn(move || {
+        let found = table.lookup(&hashed(number));
+        assert!(found.is_none_or(|found| found == (slot, pin(number))), "{found:?}");
     });
+    assert_eq!(writer.remove(slot), Some(pin(2)));
+    assert_eq!(writer.insert(&hashed(4), &pin(4)), Ok(slot));
+    reader.join().unwrap();
+    assert_eq!(writer.table().lookup(&hashed(4)), Some((slot, pin(4))));
 }
 
-/// Fills the free slots of a bucket with slots that name no flow.
-fn fill(table: &FamilyTable<V4>, bucket: usize) {
+#[test]
+fn a_look_up_finds_the_flow_that_goes_or_none() {
+    check(2, || a_look_up_finds_its_own_flow(2));
+}
+
+#[test]
+fn a_look_up_finds_the_flow_that_comes_or_none() {
+    check(2, || a_look_up_finds_its_own_flow(4));
+}
+
+/// The buckets of a flow.
+fn buckets(table: &FamilyTable<V4>, key: &HashedKey) -> (usize, usize) {
+    let first = table.view().first_bucket(key.hash);
+    (first, table.view().other_bucket(first, tag_of(key.hash)))
+}
+
+/// Returns an IPv4 flow with such buckets.
+fn flow_in(table: &FamilyTable<V4>, wanted: impl Fn(usize, usize) -> bool) -> HashedKey {
+    let mut keys = (0..=254).step_by(2).map(hashed);
+    keys.find(|key| Some(buckets(table, key)).is_some_and(|(a, b)| wanted(a, b))).unwrap()
+}
+
+/// Fills the free slots of a bucket with slots that name no flow, and whose other bucket is `other`.
+fn fill(table: &FamilyTable<V4>, bucket: usize, other: usize) {
     let line = table.buckets.get(bucket).unwrap();
-    for slot in 0..SLOTS {
-        if bucket::content(line, slot).0 == 0 {
-            // The last entry is never used here.
-            bucket::set_slot(line, slot, 7, table.capacity() - 1);
-        }
+    let tag = (1..).find(|&tag| table.view().other_bucket(bucket, tag) == other).unwrap();
+    for slot in (0..SLOTS).filter(|&slot| bucket::content(line, slot).0 == 0) {
+        // The last entry is never used here.
+        bucket::set_slot(line, slot, tag, table.capacity() - 1);
     }
 }
 
@@ -77,27 +91,22 @@ fn crowded(in_first: bool) -> (FlowWriter, HashedKey, HashedKey) {
     // Three buckets.
     let mut writer = flow_writer(16);
     let shared = writer.shared();
-    let (table, view) = (&shared.v4, shared.v4.view());
-    let buckets = |key: &HashedKey| {
-        let first = view.first_bucket(key.hash);
-        (first, view.other_bucket(first, tag_of(key.hash)))
-    };
-    let keys = || (0..=254).step_by(2).map(hashed);
-    let moving = keys().find(|key| buckets(key).0 != buckets(key).1).unwrap();
-    let (first, other) = buckets(&moving);
+    let table = &shared.v4;
+    let moving = flow_in(table, |first, other| first != other);
+    let (first, other) = buckets(table, &moving);
     let (from, to) = if in_first { (first, other) } else { (other, first) };
-    let new = keys().find(|key| buckets(key).0 == from && buckets(key).1 != to);
-    let new = new.filter(|new| new.hash != moving.hash).unwrap();
+    let new = flow_in(table, |a, b| a == from && b != to);
     if !in_first {
-        fill(table, first);
+        fill(table, first, first);
     }
     writer.insert(&moving, &pin(2)).unwrap();
     if !in_first {
         let line = table.buckets.get(first).unwrap();
         (0..SLOTS).for_each(|slot| bucket::free(line, slot));
     }
-    fill(table, from);
-    fill(table, buckets(&new).1);
+    fill(table, from, from);
+    let other = buckets(table, &new).1;
+    fill(table, other, other);
     (writer, moving, new)
 }
 
@@ -128,6 +137,35 @@ fn a_flow_that_moves_from_its_first_bucket_is_found() {
 #[test]
 fn a_flow_that_moves_to_its_first_bucket_is_found() {
     check(2, || a_flow_that_moves_is_found(false));
+}
+
+/// A flow makes room for one that makes room for a new one, while another thread looks it up.
+#[test]
+fn a_flow_whose_slot_goes_to_another_that_moves_is_found() {
+    check(2, || {
+        let mut writer = flow_writer(16);
+        let table = writer.shared();
+        let last = flow_in(&table.v4, |first, other| first != other);
+        let (second, third) = buckets(&table.v4, &last);
+        let first = 3 - second - third;
+        let middle = flow_in(&table.v4, |a, b| (a, b) == (first, second));
+        let new = flow_in(&table.v4, |a, b| a == first && b != third && [a, b] != [first, second]);
+        writer.insert(&last, &pin(2)).unwrap();
+        writer.insert(&middle, &pin(4)).unwrap();
+        fill(&table.v4, first, first);
+        fill(&table.v4, second, second);
+        let reader = writer.shared();
+        let reader = thread::spawn(move || {
+            assert_eq!(reader.lookup(&last).map(|(_, pin)| pin), Some(pin(2)));
+        });
+        writer.insert(&new, &pin(6)).unwrap();
+        reader.join().unwrap();
+        for (key, number) in [(last, 2), (middle, 4), (new, 6)] {
+            assert_eq!(table.lookup(&key).map(|(_, pin)| pin), Some(pin(number)));
+        }
+        let line = table.v4.buckets.get(third).unwrap();
+        assert_eq!(bucket::content(line, 0).0, tag_of(last.hash), "both have moved");
+    });
 }
 
 /// Another thread changes a flow that it has read, while the flow's entry goes to the next one.
