@@ -255,15 +255,10 @@ impl<F: Family> FamilyTable<F> {
 
     /// Returns the entry of a tuple, for threads other than the writer's.
     pub(super) fn lookup(&self, words: &F::Words, hash: u64) -> Option<(Slot, Pin)> {
-        // A flow that moves meanwhile is missed in both buckets: from the second to the first
-        // between the two look-ups, or when its slot names another flow and the other bucket is
-        // read out of order. Both buckets are searched again.
+        // A flow that moves from its second bucket to its first between the two look-ups is missed
+        // by both: the first bucket is searched again.
         let view = self.view();
-        let again = || {
-            // Pairs with the release stores of `bucket::set_slot`.
-            fence(Ordering::Acquire);
-            view.find(words, hash)
-        };
+        let again = || view.find_in(view.first_bucket(hash), words, tag_of(hash));
         let number = view.find(words, hash).or_else(again)?.number;
         let entry = self.read(number)?;
         // The entry may have been reused between finding and reading.
