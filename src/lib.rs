@@ -21,6 +21,7 @@ pub mod replay;
 pub mod saved;
 pub mod stats;
 pub mod steering;
+pub mod sync;
 pub mod units;
 pub mod whatif;
 pub mod wire;

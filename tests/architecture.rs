@@ -27,13 +27,14 @@ fn sources(under: &str) -> Vec<(PathBuf, String)> {
 /// A plane names only planes that precede it in this order: `units < net < xdp < wire < flow`,
 /// `net < forwarding`, all of these below `datapath`, and all below `config < control`, which do
 /// not name each other. Doc comments may link anywhere.
-const PLANES: [(&str, &[&str]); 9] = [
+const PLANES: [(&str, &[&str]); 10] = [
+    ("sync.rs", &[]),
     ("net", &["units"]),
-    ("xdp", &["units", "net"]),
+    ("xdp", &["units", "net", "sync"]),
     ("wire", &["units", "net", "xdp"]),
-    ("flow", &["units", "net", "xdp", "wire"]),
+    ("flow", &["units", "net", "xdp", "wire", "sync"]),
     ("stats.rs", &["units", "net"]),
-    ("forwarding", &["units", "net", "wire", "stats"]),
+    ("forwarding", &["units", "net", "wire", "stats", "sync"]),
     ("datapath", &["units", "net", "xdp", "wire", "flow", "stats", "forwarding", "format"]),
     ("config", &["units", "net", "wire", "flow", "forwarding", "format", "privileges"]),
     (

@@ -28,7 +28,7 @@ const OF_THE_GUEST: [&str; 3] = ["bin/busybox", "modprobe", "poweroff"];
 /// Programs that `cargo` runs: the linker, and the compiler of the XDP program.
 const OF_CARGO: [&str; 2] = ["cc", "clang"];
 /// Sources that a script runs besides itself: tests, benches, scripts.
-const RUNS: [(&str, &[&str]); 11] = [
+const RUNS: [(&str, &[&str]); 12] = [
     (
         "test",
         &[
@@ -52,6 +52,7 @@ const RUNS: [(&str, &[&str]); 11] = [
     ("flood", &["tests/soak", "scripts/lab", "scripts/lab-server"]),
     ("fresh", &[]),
     ("guest", &[]),
+    ("models", &[]),
     ("quickstart", &["scripts/lab", "scripts/lab-server"]),
     ("soak", &["tests/soak", "tests/lab/flood.py", "scripts/lab", "scripts/lab-server"]),
     ("throughput", &["scripts/lab"]),

@@ -7,8 +7,7 @@
 //!
 //! A tag is 16 bits of the flow's hash, and never 0, which marks a free slot.
 
-use std::sync::atomic::Ordering;
-
+use crate::sync::Ordering;
 use crate::xdp::cpu;
 use crate::xdp::memory::Line;
 
@@ -88,8 +87,8 @@ pub(super) fn set_slot(line: &Line, slot: u32, tag: u16, entry: u32) {
     if let Some(word) = line.words.get(2 + slot as usize / 2) {
         let shift = 32 * (slot % 2);
         let others = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift);
-        // Relaxed: ordered by the release store of the tag.
-        word.store(others | u64::from(entry) << shift, Ordering::Relaxed);
+        // Release pairs with the acquire load in `entry_at`.
+        word.store(others | u64::from(entry) << shift, Ordering::Release);
     }
     set_tag(line, slot, tag);
 }
@@ -113,8 +112,9 @@ fn set_tag(line: &Line, slot: u32, tag: u16) {
 #[expect(clippy::cast_possible_truncation, reason = "half of a word is wanted")]
 fn entry_at(line: &Line, slot: u32) -> u32 {
     let word = line.words.get(2 + slot as usize / 2);
-    // Relaxed: ordered by the acquire load of the tag.
-    let pair = word.map_or(0, |word| word.load(Ordering::Relaxed));
+    // Acquire pairs with the release store of `set_slot`: a reader that has read the tag of the
+    // slot's last flow, and now the number of the next one, sees where the last one has moved to.
+    let pair = word.map_or(0, |word| word.load(Ordering::Acquire));
     (pair >> (32 * (slot % 2))) as u32
 }
 

@@ -19,11 +19,10 @@
 //!
 //! Cost of a look-up: one line of heads, and one body if the client is known.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-
 use super::header::{Kind, TableError};
 use super::memory::{Anonymous, Parts, TableMemory};
 use crate::net::{Address, BackendId, BackendIndex, TableSecret, VipId};
+use crate::sync::{AtomicU64, Ordering, fence};
 use crate::units::Ticks;
 use crate::xdp::memory;
 

@@ -1,12 +1,12 @@
 //! Contents of a flow table entry besides the tuple: four words, packed as they are stored.
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
 
 use super::qinq;
 use super::snat_pool::SnatPort;
 use crate::net::vlan::{Outer, Tags};
 use crate::net::{BackendId, BackendIndex, FlowKey, Forward, MAX_NICS, NextHop, NicIndex, VipId};
+use crate::sync::AtomicU64;
 use crate::units::Ticks;
 use crate::xdp::memory::Line;
 

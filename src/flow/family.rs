@@ -4,7 +4,7 @@
 //! [`writer`](super::writer).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::AtomicBool;
 
 use super::bucket::{self, SlotMask, tag_of};
 use super::entry::{self, ConntrackEntry, EntryV4, EntryV6, FlowState, Pin, ReturnHop, State};
@@ -12,6 +12,7 @@ use super::header;
 use super::layout::Span;
 use super::slot::{Slot, V6_FLAG};
 use crate::net::{NextHop, TAIL, Tuple};
+use crate::sync::{AtomicU64, Ordering, fence, spin_loop};
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::memory::{Arena, Line, Mapping, MappingError, Shareable};
@@ -254,7 +255,7 @@ impl<F: Family> FamilyTable<F> {
                 let pin = Pin::from_words(flow_state, before);
                 return used.then(|| ConntrackEntry { key: F::tuple(words).key(), pin });
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         None
     }

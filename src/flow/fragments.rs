@@ -23,13 +23,12 @@
 //!
 //! Cost of a look-up: up to four lines.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-
 use crossbeam_utils::CachePadded;
 
 use super::header::{Kind, TableError};
 use super::memory::{Parts, TableMemory};
 use crate::net::{Address, FiveTuple, Protocol, TableSecret, Tuple};
+use crate::sync::{AtomicU64, Ordering, fence};
 use crate::units::Ticks;
 use crate::xdp::memory::Mapping;
 

@@ -13,11 +13,11 @@
 use std::fs;
 use std::hash::Hasher as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use siphasher::sip::SipHasher13;
 
 use crate::net::TableSecret;
+use crate::sync::{AtomicU64, Ordering};
 use crate::xdp::memory::{Arena, Line, Mapping, MappingError};
 
 /// The first bytes in memory, whatever the byte order of the machine is.

@@ -10,11 +10,10 @@
 //! All references are numbers, none is a pointer, so that the memory may be mapped anywhere. Each
 //! part begins at a page, a large one at a huge page.
 
-use std::sync::atomic::AtomicU64;
-
 use super::bucket::SLOTS;
 use super::entry::{EntryV4, EntryV6};
 use super::header::{Kind, PAGE};
+use crate::sync::AtomicU64;
 use crate::xdp::memory::{HUGE_PAGE, Line};
 
 /// The layout that is described here and in [`entry`](super::entry), with the hash of

@@ -12,6 +12,8 @@ pub mod fragments;
 mod header;
 mod layout;
 pub mod memory;
+#[cfg(all(test, holdfast_loom))]
+mod models;
 pub mod path_mtus;
 pub mod qinq;
 pub mod return_hops;

@@ -18,12 +18,11 @@
 //!
 //! Cost: one line per datagram, written only if something has changed, and one per reply.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::entry::ReturnHop;
 use super::header::{Kind, TableError};
 use super::memory::{Parts, TableMemory};
 use crate::net::{Address, TableSecret};
+use crate::sync::{AtomicU64, Ordering};
 use crate::xdp::memory::Mapping;
 
 /// The layout of the table, with the hash by which buckets are found.
@@ -52,6 +51,7 @@ crate::shareable_struct! {
     }
 }
 
+#[cfg(not(holdfast_loom))]
 const _: () = assert!(size_of::<Bucket>() == 64);
 
 crate::shareable_struct! {

@@ -20,7 +20,6 @@
 //! ports.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::entry::{FlowState, ReturnHop};
 use super::header::{Kind, TableError};
@@ -30,6 +29,7 @@ pub use super::snat_pool::{MAX_SOURCES, SnatPool, SnatPort};
 use crate::net::{
     Address, BackendId, BackendIndex, Family, FlowKey, ListenKey, NextHop, Protocol, TableSecret,
 };
+use crate::sync::{AtomicU64, Ordering, fence, spin_loop};
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::memory::{Arena, Line, Mapping, MappingError, Pages};
@@ -219,7 +219,7 @@ impl SnatTable {
                 let [.., ports, names, _] = words;
                 return decode(&words).map(|snat_flow| SnatEntry { id, snat_flow, ports, names });
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         None
     }

@@ -19,13 +19,14 @@
 //! configured ([`Splices::populate`]). Cost: one line per packet of such a VIP.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::AtomicBool;
 
 use super::header::{Kind, TableError};
 use super::memory::{Anonymous, Parts, TableMemory};
 use super::slot::Slot;
 use super::table::{Families, FlowTable};
 use crate::net::TableSecret;
+use crate::sync::{Ordering, fence};
 use crate::xdp::memory::{Line, Mapping};
 
 /// The layout of the lines.

@@ -232,8 +232,8 @@ impl FlowTable {
         entry.filter(|entry| !entry.pin.flow_state.state().has(State::REMOTE))
     }
 
-    /// Records that a packet of the flow came at `now`. Any thread; does nothing if the entry was
-    /// reused since `flow_state` was read from `slot`.
+    /// Records that a packet of the flow came at `now`. Any thread; does nothing if the entry has
+    /// another backend or time since `flow_state` was read from `slot`.
     pub fn touch(&self, slot: Slot, flow_state: &FlowState, now: Ticks) {
         if slot.is_v6() {
             self.v6.touch(slot.number(), flow_state, now);
@@ -242,8 +242,9 @@ impl FlowTable {
         }
     }
 
-    /// Changes the return hop. Any thread; does nothing if the entry was reused since `flow_state`
-    /// was read from `slot`.
+    /// Changes the return hop. Any thread; does nothing if the entry has another one since
+    /// `flow_state` was read from `slot`. If the entry was reused at this moment, for a flow that came
+    /// by the same hop, that flow's next packet corrects it.
     pub fn change_hop(&self, slot: Slot, flow_state: &FlowState, hop: &NextHop) {
         if slot.is_v6() {
             self.v6.change_hop(slot.number(), flow_state, hop);

@@ -1,7 +1,6 @@
 //! The writing half of a flow table: insertion, removal, changes, and the sweep.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::{Arc, atomic};
 
 use arrayvec::ArrayVec;
 
@@ -10,6 +9,7 @@ use super::entry::{self, FlowState, Pin};
 use super::family::{Common, Family, FamilyTable, Hit, flow_state_of};
 use super::table::{FlowTable, Slot};
 use crate::net::{HashedKey, Protocol, TAIL, TableSecret, Tuple};
+use crate::sync::{AtomicU64, Ordering, fence};
 use crate::units::Ticks;
 use crate::xdp::memory::Line;
 
@@ -305,7 +305,7 @@ impl Drop for FlowWriter {
 
 /// Returns an ID that no other writer on this machine has: process and number.
 fn new_owner() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
+    static NEXT: atomic::AtomicU64 = atomic::AtomicU64::new(1);
     // Relaxed: only the number itself matters.
     u64::from(std::process::id()) << 32 | NEXT.fetch_add(1, Ordering::Relaxed)
 }

@@ -6,10 +6,10 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use arc_swap::{ArcSwap, Cache};
 use crossbeam_utils::CachePadded;
 
 use super::ForwardingTable;
+use crate::sync::{ArcSwap, Cache};
 
 /// Shared pointer to the current table. Workers read it once per batch, so no data that changes
 /// more often may share its cache lines.
@@ -104,5 +104,47 @@ mod tests {
         assert_eq!(second.current().generation(), 2);
         publisher.reap();
         assert_eq!(publisher.retained(), 0);
+    }
+}
+
+#[cfg(all(test, holdfast_loom))]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod models {
+    use loom::thread;
+
+    use super::{ForwardingTable, Publisher};
+    use crate::forwarding::Local;
+    use crate::sync::check;
+
+    fn table(generation: u64) -> ForwardingTable {
+        ForwardingTable::build(generation, [0; 16], Local::default(), &[], None)
+    }
+
+    /// Two workers look at the table between batches, while control publishes two more. A worker
+    /// that would free a table panics ([`crate::sync::Cache`]).
+    #[test]
+    fn the_publisher_frees_a_table_after_the_last_worker_has_moved_on() {
+        check(2, || {
+            let (mut publisher, first) = Publisher::new(table(1));
+            let workers = [first.clone(), first].map(|mut tables| {
+                thread::spawn(move || {
+                    let mut last = 0;
+                    for _batch in 0..2 {
+                        let generation = tables.current().generation();
+                        assert!(generation >= last, "{generation} after {last}");
+                        last = generation;
+                    }
+                    tables
+                })
+            });
+            publisher.publish(table(2));
+            publisher.publish(table(3));
+            for worker in workers {
+                let mut tables = worker.join().unwrap();
+                assert_eq!(tables.current().generation(), 3, "in force by the next batch");
+            }
+            publisher.reap();
+            assert_eq!(publisher.retained(), 0);
+        });
     }
 }

@@ -12,16 +12,19 @@
 #![allow(unsafe_code, reason = "turns mapped bytes into values")]
 
 use std::io;
-use std::mem::{align_of, needs_drop, size_of};
+#[cfg(not(holdfast_loom))]
+use std::mem::{align_of, needs_drop};
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+#[cfg(not(holdfast_loom))]
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use super::os::{Keeping, Region};
+use crate::sync::AtomicU64;
 
 /// Size and alignment of a huge page in bytes, on x86-64, and on aarch64 with 4 KiB pages.
 pub const HUGE_PAGE: usize = 2 << 20;
@@ -34,18 +37,35 @@ const PAGE: usize = 4096;
 /// # Safety
 /// Every bit pattern, all zeros included, must be a valid value; the type must need no drop, and
 /// must change through atomic operations only.
-pub unsafe trait Shareable: Sync + Send {}
+pub unsafe trait Shareable: Sync + Send + 'static {
+    /// Returns the value whose bits are all zeros: in models, where atomics are not plain memory.
+    #[cfg(holdfast_loom)]
+    fn zeroed() -> Self;
+}
 
-// SAFETY: an atomic integer takes every bit pattern.
-unsafe impl Shareable for AtomicU8 {}
-// SAFETY: an atomic integer takes every bit pattern.
-unsafe impl Shareable for AtomicU16 {}
-// SAFETY: an atomic integer takes every bit pattern.
-unsafe impl Shareable for AtomicU32 {}
-// SAFETY: an atomic integer takes every bit pattern.
-unsafe impl Shareable for AtomicU64 {}
+macro_rules! shareable_integers {
+    ($($integer:ty),+) => {
+        $(
+            // SAFETY: an atomic integer takes every bit pattern.
+            unsafe impl Shareable for $integer {
+                #[cfg(holdfast_loom)]
+                fn zeroed() -> Self {
+                    Self::new(0)
+                }
+            }
+        )+
+    };
+}
+
+shareable_integers!(AtomicU8, AtomicU16, AtomicU32, AtomicU64);
+
 // SAFETY: an array of `Shareable` values takes every bit pattern.
-unsafe impl<T: Shareable, const N: usize> Shareable for [T; N] {}
+unsafe impl<T: Shareable, const N: usize> Shareable for [T; N] {
+    #[cfg(holdfast_loom)]
+    fn zeroed() -> Self {
+        std::array::from_fn(|_| T::zeroed())
+    }
+}
 
 /// One cache line of eight words.
 #[derive(Debug, Default)]
@@ -56,7 +76,12 @@ pub struct Line {
 }
 
 // SAFETY: an array of atomic integers takes every bit pattern.
-unsafe impl Shareable for Line {}
+unsafe impl Shareable for Line {
+    #[cfg(holdfast_loom)]
+    fn zeroed() -> Self {
+        Self { words: Shareable::zeroed() }
+    }
+}
 
 /// Declares a struct whose fields are all [`Shareable`], and implements [`Shareable`] for it.
 ///
@@ -94,7 +119,12 @@ macro_rules! shareable_struct {
         // SAFETY: each field is `Shareable`, which the constant above checks, and padding may have
         // any value.
         #[allow(unsafe_code, reason = "the claim is checked by the macro itself")]
-        unsafe impl $crate::xdp::memory::Shareable for $name {}
+        unsafe impl $crate::xdp::memory::Shareable for $name {
+            #[cfg(holdfast_loom)]
+            fn zeroed() -> Self {
+                Self { $($field: $crate::xdp::memory::Shareable::zeroed(),)+ }
+            }
+        }
     };
 }
 
@@ -143,13 +173,22 @@ pub enum Pages {
 
 /// A memory-backed file, mapped as a whole; unmapped with the last of its parts.
 #[derive(Debug)]
+#[cfg_attr(holdfast_loom, expect(dead_code, reason = "the parts lie elsewhere"))]
 pub struct Arena {
     region: Region,
     /// Bytes of the region in front of the arena, which begins at a huge page.
     skipped: usize,
     bytes: usize,
     file: OwnedFd,
+    /// The parts in use, by offset: in models, where they lie in ordinary memory.
+    #[cfg(holdfast_loom)]
+    parts: Parts,
 }
+
+/// Parts of an arena in models: each an `Arc<[T]>`.
+#[cfg(holdfast_loom)]
+type Parts =
+    std::sync::Mutex<std::collections::BTreeMap<usize, Box<dyn std::any::Any + Send + Sync>>>;
 
 impl Arena {
     /// Maps a new memfd of `bytes` zeros (rounded up to whole huge pages) of fixed size, not yet
@@ -212,7 +251,14 @@ impl Arena {
         // A kernel without transparent huge pages returns EINVAL; small pages work too, only
         // slower.
         let _ = region.advise(skipped, bytes, Keeping::HugePages);
-        Ok(Arc::new(Self { region, skipped, bytes, file }))
+        Ok(Arc::new(Self {
+            region,
+            skipped,
+            bytes,
+            file,
+            #[cfg(holdfast_loom)]
+            parts: Parts::default(),
+        }))
     }
 
     /// Returns the file, to be passed to another process.
@@ -230,6 +276,7 @@ impl Arena {
     /// # Errors
     /// [`MappingError::Outside`] if they exceed the arena or do not begin at a page;
     /// [`MappingError::TooLarge`] if their size exceeds the address space.
+    #[cfg(not(holdfast_loom))]
     pub fn part<T: Shareable>(
         self: &Arc<Self>,
         offset: usize,
@@ -246,6 +293,25 @@ impl Arena {
             None => Err(MappingError::Outside { offset, bytes, arena: self.bytes }),
         }
     }
+
+    /// Returns the `len` values at `offset`, zeros at first.
+    ///
+    /// # Errors
+    /// [`MappingError::Outside`] if other values are there.
+    #[cfg(holdfast_loom)]
+    pub fn part<T: Shareable>(
+        self: &Arc<Self>,
+        offset: usize,
+        len: usize,
+    ) -> Result<Mapping<T>, MappingError> {
+        let mut parts = self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let new = || -> Arc<[T]> { (0..len).map(|_| T::zeroed()).collect() };
+        let part = parts.entry(offset).or_insert_with(|| Box::new(new()));
+        match part.downcast_ref::<Arc<[T]>>().filter(|part| part.len() == len) {
+            Some(part) => Ok(Mapping { part: Arc::clone(part) }),
+            None => Err(MappingError::Outside { offset, bytes: len, arena: self.bytes }),
+        }
+    }
 }
 
 /// Creates a memfd of `bytes` zeros, sealed against a change of its size.
@@ -258,6 +324,7 @@ fn memfd(flags: MemfdFlags, bytes: usize) -> io::Result<OwnedFd> {
 }
 
 /// A slice of `T` inside an [`Arena`].
+#[cfg(not(holdfast_loom))]
 pub struct Mapping<T: Shareable> {
     start: NonNull<T>,
     len: usize,
@@ -265,12 +332,21 @@ pub struct Mapping<T: Shareable> {
     arena: Arc<Arena>,
 }
 
+/// Part of an [`Arena`], in models.
+#[cfg(holdfast_loom)]
+pub struct Mapping<T: Shareable> {
+    part: Arc<[T]>,
+}
+
 // SAFETY: `&Mapping<T>` gives out `&[T]` only, and `Shareable` types are `Sync`.
+#[cfg(not(holdfast_loom))]
 unsafe impl<T: Shareable> Send for Mapping<T> {}
 // SAFETY: likewise.
+#[cfg(not(holdfast_loom))]
 unsafe impl<T: Shareable> Sync for Mapping<T> {}
 
 impl<T: Shareable> Mapping<T> {
+    #[cfg(not(holdfast_loom))]
     const FITS: () = {
         assert!(align_of::<T>() <= PAGE, "a mapping is aligned to a page only");
         assert!(!needs_drop::<T>(), "a mapping is freed without dropping its entries");
@@ -294,6 +370,7 @@ impl<T: Shareable> Mapping<T> {
     ///
     /// # Errors
     /// [`MappingError::Refused`] when the kernel lacks memory.
+    #[cfg(not(holdfast_loom))]
     pub fn populate(&self) -> Result<(), MappingError> {
         let bytes = self.len * size_of::<T>();
         let region = &self.arena.region;
@@ -308,6 +385,7 @@ impl<T: Shareable> Mapping<T> {
     /// next access to one faults.
     ///
     /// Cost: some 0.2 us for each page.
+    #[cfg(not(holdfast_loom))]
     pub fn let_go(&self) {
         let bytes = self.len * size_of::<T>();
         let region = &self.arena.region;
@@ -315,11 +393,32 @@ impl<T: Shareable> Mapping<T> {
         // If it fails, nothing has changed.
         let _ = region.advise(offset, bytes, Keeping::LetGo);
     }
+
+    /// Does nothing: in models, all memory is there.
+    #[cfg(holdfast_loom)]
+    pub fn let_go(&self) {
+        let _ = &self.arena;
+    }
+
+    /// Does nothing: in models, all memory is there.
+    ///
+    /// # Errors
+    /// None.
+    #[cfg(holdfast_loom)]
+    pub fn populate(&self) -> Result<(), MappingError> {
+        Ok(())
+    }
 }
 
 impl<T: Shareable> Deref for Mapping<T> {
     type Target = [T];
 
+    #[cfg(holdfast_loom)]
+    fn deref(&self) -> &[T] {
+        &self.part
+    }
+
+    #[cfg(not(holdfast_loom))]
     #[inline]
     fn deref(&self) -> &[T] {
         // SAFETY: `Arena::part` found `len` entries at `start` inside the mapping, aligned to a
@@ -331,7 +430,7 @@ impl<T: Shareable> Deref for Mapping<T> {
 
 impl<T: Shareable> std::fmt::Debug for Mapping<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mapping").field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("Mapping").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 

@@ -103,6 +103,7 @@ pub(super) enum Keeping {
     /// `MADV_HUGEPAGE`.
     HugePages,
     /// `MADV_POPULATE_WRITE`.
+    #[cfg_attr(holdfast_loom, expect(dead_code, reason = "in models, all memory is there"))]
     Populate,
     /// `MADV_DONTNEED`, for the shared mapping of a file: the contents are in the file.
     LetGo,
