@@ -397,7 +397,7 @@ impl<T: Shareable> Mapping<T> {
     /// Does nothing: in models, all memory is there.
     #[cfg(holdfast_loom)]
     pub fn let_go(&self) {
-        let _ = &self.arena;
+        let _ = &self.part;
     }
 
     /// Does nothing: in models, all memory is there.
