@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The tag is SipHash-1-3 of the flow, the client's sequence number, the period of 82 s and the other
-//! bits, keyed by the secret of the flow tables: who did not receive the answer finds one of 2^22,
-//! for one or two periods. All options that matter are in the cookie, so that clients without
+//! bits, keyed by the secret of the flow tables: who did not receive the answer has to guess
+//! one of 2^22, for one or two periods. All options that matter are in the cookie, so that clients without
 //! timestamps lose none. Source: RFC 4987 3.6 and appendix A; D. J. Bernstein, cr.yp.to/syncookies.
 
 use std::hash::Hasher as _;

@@ -14,7 +14,7 @@ use crate::units::Ticks;
 /// Delay before each repetition: 1, 2, 4 s.
 const DELAYS: [Ticks; 3] = [Ticks(100), Ticks(200), Ticks(400)];
 /// Most handshakes of each list. Those beyond are repeated by their clients only.
-const ROOM: usize = 4096;
+const ROOM: usize = 16_384;
 /// Most repetitions per poll.
 const PER_POLL: usize = 16;
 
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn memory_and_work_are_bounded() {
         let mut handshakes = Handshakes::default();
-        for number in 0..10_000 {
+        for number in 0..20_000 {
             handshakes.begin(flow(number), Ticks(0));
         }
         assert_eq!(at(&mut handshakes, 100, true).len(), PER_POLL);

@@ -90,14 +90,17 @@ impl TxBacklog {
         {
             let reply = packet.direction.is_reply();
             let flow = packet.flow.key();
-            let numbers = splice::numbers(&packet.flow, terminated.target.backend, context);
+            let spliced = splice::find_on(&packet.flow, terminated.target.backend, context);
+            let numbers = spliced.as_ref().and_then(splice::shift);
             // All numbers are the client's from here on.
             let shift = proxy_shift(&terminated.target, context);
             let back = shift.filter(|_| reply);
             let acknowledgment = back.map_or(acknowledgment, |shift| shift.back(acknowledgment));
-            let sequence = match numbers.filter(|_| reply) {
-                Some(numbers) => numbers.back(sequence),
-                None => sequence,
+            let sequence = match (numbers, spliced) {
+                (Some(numbers), _) if reply => numbers.back(sequence),
+                // Before the backend's answer, the client has heard of the cookie only.
+                (None, Some(splice)) if reply => splice.cookie.wrapping_add(1),
+                _ => sequence,
             };
             let kind = Kind::Reset;
             let back = Content { sequence: acknowledgment, acknowledgment: None, kind };

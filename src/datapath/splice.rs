@@ -51,14 +51,23 @@ fn place_of(flow: &HashedKey, context: &Context<'_>) -> Option<(Place, Pin)> {
         Some((Place { worker, slot, stamp: table.stamp(slot)? }, pin))
     };
     let is_pin = |(_, pin): &(Place, Pin)| !pin.flow_state.state().has(State::REMOTE);
-    match at(context.worker) {
-        Some(found) if is_pin(&found) => Some(found),
-        Some((_, entry)) => at(entry.flow_state.owner()).filter(is_pin),
-        // There was no room for a remote entry.
-        None => (0..u8::try_from(flows.len()).unwrap_or(u8::MAX))
-            .filter(|&worker| worker != context.worker)
-            .find_map(|worker| at(worker).filter(is_pin)),
+    let named = at(context.worker).and_then(|found| match is_pin(&found) {
+        true => Some(found),
+        false => at(found.1.flow_state.owner()).filter(is_pin),
+    });
+    if let Some(found) = named.filter(|(_, pin)| !is_over(pin.flow_state.state())) {
+        return Some(found);
     }
+    // There was no room for a remote entry, or the ports are in use again, at another worker: the
+    // newest pin is the flow's.
+    let all = (0..u8::try_from(flows.len()).unwrap_or(u8::MAX)).filter_map(at).filter(is_pin);
+    all.reduce(|one, other| if one.1.created.is_before(other.1.created) { other } else { one })
+}
+
+/// Whether a connection in this state may have a successor with the same ports.
+const fn is_over(state: State) -> bool {
+    let fins = State::FIN_CLIENT.with(State::FIN_BACKEND);
+    state.has(State::RST) || state.has(State::TERMINATED) || state.has(fins)
 }
 
 /// Whether a flow on `backend`, in `state` here, waits for the backend's part of the handshake.
@@ -70,14 +79,14 @@ pub(super) fn waits(
     context: &Context<'_>,
 ) -> bool {
     backend.flags.has(BackendFlags::SPLICED)
-        && !state.has(State::ESTABLISHED)
+        // A remote entry may be older than the pin.
+        && (!state.has(State::ESTABLISHED) || state.has(State::REMOTE))
         && !state.has(State::TERMINATED)
         && is_waiting(flow, context)
 }
 
 #[cold]
 fn is_waiting(flow: &HashedKey, context: &Context<'_>) -> bool {
-    // A remote entry may be older than the pin.
     find(flow, context).is_some_and(|it| !it.pin.flow_state.state().has(State::ESTABLISHED))
 }
 
@@ -87,11 +96,14 @@ pub(super) fn is_spliced(flow: &HashedKey, backend: &Backend, context: &Context<
     backend.flags.has(BackendFlags::SPLICED) && find(flow, context).is_some()
 }
 
-/// Returns the numbers of a flow on `backend`; `None` without a splice, or before the backend has
-/// answered.
-pub(super) fn numbers(flow: &HashedKey, backend: &Backend, context: &Context<'_>) -> Option<Shift> {
+/// Finds the splice of a flow on `backend`, if such flows have one.
+pub(super) fn find_on(
+    flow: &HashedKey,
+    backend: &Backend,
+    context: &Context<'_>,
+) -> Option<Splice> {
     let spliced = backend.flags.has(BackendFlags::SPLICED);
-    shift(&find(flow, context).filter(|_| spliced)?.splice)
+    Some(find(flow, context).filter(|_| spliced)?.splice)
 }
 
 /// Returns the numbers of a splice; `None` before the backend has answered.

@@ -297,9 +297,9 @@ pub fn again(
     };
     let backend = context.table.pinned(pin.flow_state.backend()).ok_or(Drop::NoBackend)?;
     (packet.vip, packet.backend) = (backend.vip, backend.id.index);
-    let guarded = context.table.vip(packet.vip).filter(|vip| vip.policy.syn_proxy);
-    if let Some(vip) = guarded.filter(|_| packet.layout.flags.opens()) {
+    if packet.layout.flags.opens() && guards(packet, context) {
         // The client may begin again; the cookie tells.
+        let vip = admit(packet, &packet.flow.key(), context)?;
         return greet(packet, vip, resources, context);
     }
     let idle = context.now.since(pin.flow_state.last_seen());
@@ -329,18 +329,29 @@ pub fn answered(
     let found = splice::find(&packet.flow, context).ok_or(Drop::ReturnNoFlow)?;
     let Found { place, pin, splice } = &found;
     let backend = context.table.pinned(pin.flow_state.backend()).ok_or(Drop::ReturnNoFlow)?;
+    if backend.id.index != packet.backend {
+        // The flow had this backend before.
+        return Err(Drop::ReturnNoFlow);
+    }
     let target = Target::of(backend, &pin.flow_state);
     let (sequence, acknowledgment) = tcp::numbers(packet.segment()).ok_or(Drop::TruncatedTcp)?;
     let flags = packet.layout.flags;
     let next = splice.isn.wrapping_add(1);
     let flow = packet.flow.key();
-    if !(flags.any(TcpFlags::SYN) && flags.any(TcpFlags::ACK) && acknowledgment == next) {
-        // The backend still has an older connection of these ports, which it gives up by this (RFC
-        // 9293 3.5.1); the SYN is repeated.
+    let answers = flags.any(TcpFlags::SYN) && flags.any(TcpFlags::ACK) && acknowledgment == next;
+    let known = splice.answer.is_none_or(|answer| answer.isn == sequence);
+    if !answers || !known {
+        // The backend has another connection of these ports: an older one, which this ends (RFC 9293
+        // 3.5.1), so that the SYN may be repeated; or one for another SYN of the client, as it has lost
+        // the connection. Then the client's next SYN begins a new one.
         let kind = Kind::Reset;
         let reset = Content { sequence: acknowledgment, acknowledgment: None, kind };
-        if flags.any(TcpFlags::ACK) && !pin.flow_state.state().has(State::ESTABLISHED) {
+        if flags.any(TcpFlags::ACK) {
             resources.backlog.push(Segment::to_backend(&flow, &target, reset, context));
+        }
+        if pin.flow_state.state().has(State::ESTABLISHED) {
+            let conntrack = &mut resources.conntrack;
+            conntrack.shake_hands(false, &packet.flow, (place, pin), backend, context);
         }
         return Err(Drop::SynProxyWaits);
     }
@@ -353,7 +364,7 @@ pub fn answered(
     };
     let answer = context.shared.splices.answer(place, splice, &answer);
     let answer = answer.filter(|answer| answer.isn == sequence).ok_or(Drop::SynProxyWaits)?;
-    resources.conntrack.establish(&packet.flow, backend, context);
+    resources.conntrack.shake_hands(true, &packet.flow, (place, pin), backend, context);
     let window = if answer.scale.is_some() { splice.offer.window } else { unscaled(&splice.offer) };
     let timestamps =
         splice.offer.timestamp.zip(theirs).map(|(value, echo)| Timestamps { value, echo });
@@ -391,7 +402,7 @@ fn waiting_syn(flow: &HashedKey, context: &Context<'_>) -> Option<Segment> {
     if ended.iter().any(|&bits| state.has(bits)) {
         return None;
     }
-    let backend = context.table.pinned(pin.flow_state.backend())?;
+    let backend = context.table.pinned(pin.flow_state.backend()).filter(|backend| backend.up)?;
     let key = flow.key();
     let grows = key.client.is_v4() && !backend.address.is_v4();
     let mss = splice.offer.mss - if grows { GROWTH } else { 0 };

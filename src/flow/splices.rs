@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::header::{Kind, TableError};
-use super::memory::{Anonymous, Parts, TableMemory};
+use super::memory::{Parts, TableMemory};
 use super::slot::Slot;
 use super::table::{Families, FlowTable};
 use crate::net::TableSecret;
@@ -105,6 +105,8 @@ pub struct Splices {
 #[derive(Debug)]
 struct Lines {
     lines: Mapping<Line>,
+    /// Whether they are those of an earlier process.
+    found: bool,
     populated: AtomicBool,
 }
 
@@ -117,8 +119,8 @@ impl Lines {
     ) -> Result<Self, TableError> {
         let table = Parts { kind: KIND, name, entries, secret };
         // A line that was half-written has no stamp.
-        let (lines, _) = table.reserve(memory)?;
-        Ok(Self { lines, populated: AtomicBool::new(false) })
+        let (lines, found) = table.reserve(memory)?;
+        Ok(Self { lines, found, populated: AtomicBool::new(false) })
     }
 
     fn populate(&self) -> Result<(), TableError> {
@@ -144,12 +146,13 @@ impl Splices {
     ) -> Result<Self, TableError> {
         let capacity = flows.first().map_or(0, |table| table.capacity() as usize);
         let entries = flows.len() * capacity;
-        let open = |name| match Lines::open(memory, name, entries, secret) {
-            // A running process of a version that had no splices makes no new files.
-            Err(_) if memory.is_live() => Lines::open(&Anonymous, name, entries, secret),
-            opened => opened,
-        };
+        let open = |name| Lines::open(memory, name, entries, secret);
         Ok(Self { v4: open("splices_v4")?, v6: open("splices_v6")?, capacity })
+    }
+
+    /// Whether these are the splices of an earlier process. If not, that had none, or they are lost.
+    pub fn are_found(&self) -> bool {
+        self.v4.found && self.v6.found
     }
 
     /// Backs the lines of `families` with memory, as far as they are not: to be called before the
@@ -294,6 +297,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::flow::memory::Anonymous;
 
     fn flows(workers: usize) -> Vec<Arc<FlowTable>> {
         let table = || FlowTable::new(64, TableSecret::new(1), Families::BOTH).unwrap();

@@ -269,7 +269,9 @@ impl TableMemory for Set<'_> {
     fn fresh(&self, name: &str, bytes: usize, pages: Pages) -> Result<Arc<Arena>, MappingError> {
         let Directory { path, huge, is_live, .. } = self.directory;
         let refused = |source| MappingError::Refused { bytes, source };
-        if *is_live {
+        let mut places = self.directory.places();
+        // A table that the running process does not know is in no process's way.
+        if *is_live && places.any(|place| place.join(&self.name).join(name).exists()) {
             let what = format!("the running process has another table {name}");
             return Err(refused(io::Error::other(what)));
         }

@@ -95,6 +95,9 @@ pub fn open(
     }
 }
 
+/// Loss of the numbers of connections at VIPs with `syn_proxy`.
+const NO_SPLICES: &str = "the splices of VIPs with syn_proxy are missing: no pin is used";
+
 /// What the start of a process knows.
 struct Start<'s> {
     config: &'s Config,
@@ -162,6 +165,12 @@ impl Start<'_> {
             _ => self.new_flows(&memory, worker, &secret),
         })?;
         let shared = SharedTables::open(&memory, flows, &secret, self.continued_sizes())?;
+        if document.registry.is_spliced() && !shared.splices.are_found() {
+            losses.extend(memory.refused());
+            losses.push(NO_SPLICES.to_owned());
+            let next = document.set.wrapping_add(1);
+            return self.new_set(&directory.set(next), next, document.seed, losses);
+        }
         shared.splices.populate(self.config.spliced().and(registry.spliced()))?;
         losses.extend(memory.refused());
         Ok(Tables { shared, registry, set: document.set, continues: true, losses })
@@ -182,6 +191,10 @@ impl Start<'_> {
         let memory = directory.set(document.set);
         let old = Old::open(&memory, document)?;
         tables.losses.extend(memory.refused());
+        if document.registry.is_spliced() && !old.shared().splices.are_found() {
+            tables.losses.push(NO_SPLICES.to_owned());
+            return Ok(tables);
+        }
         // Flows of a family without a VIP by now need memory, too.
         tables.shared.flows.iter().try_for_each(|table| table.populate(old.families()))?;
         for splices in [&old.shared().splices, &tables.shared.splices] {

@@ -280,9 +280,18 @@ fn request_policy(
     }
 }
 
-/// Returns the event of a client's packet at a VIP with `syn_proxy`, and whether it waits for the
-/// backend: until that has answered, only a RST changes anything. An ACK that proves another
-/// connection ends one that is over, as a SYN does elsewhere.
+/// What a client's packet means at a VIP with `syn_proxy`.
+struct Guarded {
+    event: Event,
+    /// The packet is part of the handshake with the backend, or of another one with the client.
+    waits: bool,
+    /// The packet proves a connection that takes the place of this one.
+    renews: bool,
+}
+
+/// Returns what a client's packet means at a VIP with `syn_proxy`: until the backend has answered,
+/// only a RST changes anything. A connection that is over, or waits, or whose backend is down, makes
+/// way for one that its client has proven, and for no SYN, which anyone can forge.
 #[cold]
 fn guarded_request(
     event: Event,
@@ -290,22 +299,34 @@ fn guarded_request(
     flow_state: &FlowState,
     backend: &Backend,
     context: &Context<'_>,
-) -> (Event, bool) {
-    let Event::Request(class) = event else { return (event, false) };
+) -> Guarded {
+    let as_it_is = Guarded { event, waits: false, renews: false };
+    let Event::Request(class) = event else { return as_it_is };
     let state = flow_state.state();
-    let (over, ends) = (state.is_closing(backend.forward), class == Class::Rst);
-    if over && (class == Class::Syn || !ends && proves_another(packet, context)) {
-        return (Event::Request(Class::Syn), false);
+    if class == Class::Rst || state.has(State::TERMINATED) {
+        return as_it_is;
     }
-    let waits = !ends && splice::waits(&packet.flow, state, backend, context);
-    (if waits { Event::Request(Class::NoAck) } else { event }, waits)
+    let waits = splice::waits(&packet.flow, state, backend, context);
+    let makes_way = waits || !backend.up || state.is_closing(backend.forward);
+    let handshake = Guarded { event: Event::Request(Class::NoAck), waits: true, renews: false };
+    if class == Class::Syn {
+        let guarded = context.table.vip(backend.vip).is_some_and(|vip| vip.policy.syn_proxy);
+        return if waits || makes_way && guarded { handshake } else { as_it_is };
+    }
+    // Such a backend will not answer, or has refused.
+    let is_lost = waits && (!backend.up || state.has(State::RST));
+    if makes_way && proves_another(packet, is_lost, context) {
+        return Guarded { event: Event::Request(Class::Syn), waits: false, renews: true };
+    }
+    if waits { handshake } else { as_it_is }
 }
 
-/// Whether the packet proves a connection that is not that of its flow.
-fn proves_another(packet: &Packet, context: &Context<'_>) -> bool {
+/// Whether the packet proves a connection that is not that of its flow; or, where the flow's backend
+/// will not answer (`same`), that one.
+fn proves_another(packet: &Packet, same: bool, context: &Context<'_>) -> bool {
     let Some(proof) = cookie::proof(packet, context) else { return false };
     let known = splice::find(&packet.flow, context).map(|found| found.splice);
-    known.is_none_or(|splice| (splice.isn, splice.cookie) != (proof.isn, proof.cookie))
+    same || known.is_none_or(|splice| (splice.isn, splice.cookie) != (proof.isn, proof.cookie))
 }
 
 /// Returns the event of a backend's packet at a VIP with `syn_proxy`, and whether it belongs to the
@@ -355,12 +376,13 @@ impl FlowUpdate {
     ) -> Self {
         let Context { nic, now, .. } = *context;
         let event = request(packet, flow_state, sequence, backend, now);
-        let (event, waits) = match backend.flags.has(BackendFlags::SPLICED) {
+        let Guarded { event, waits, renews } = match backend.flags.has(BackendFlags::SPLICED) {
             true => guarded_request(event, packet, flow_state, backend, context),
-            false => (event, false),
+            false => Guarded { event, waits: false, renews: false },
         };
         let expired = is_expired(packet.flow.protocol(), flow_state, backend, now);
-        let policy = request_policy(packet, flow_state, backend, context);
+        let mut policy = request_policy(packet, flow_state, backend, context);
+        policy.new_connection |= renews;
         Self {
             event,
             step: step(flow_state.state(), expired, event, policy).of_handshake(waits),
@@ -390,14 +412,19 @@ impl FlowUpdate {
         Self { event, step, hop: None, waits }
     }
 
-    /// Returns the changes by the end of the handshake with the backend.
+    /// Returns the changes by the end of the handshake with the backend: it has answered, or (not
+    /// `answers`) has lost the connection.
     pub fn of_handshake(
+        answers: bool,
         flow: &HashedKey,
         flow_state: &FlowState,
         backend: &Backend,
         context: &Context<'_>,
     ) -> Self {
-        let event = Event::Reply(Class::Ack { resumes: false, proof: Proof::Misfit });
+        let event = Event::Reply(match answers {
+            true => Class::Ack { resumes: false, proof: Proof::Misfit },
+            false => Class::Rst,
+        });
         let policy = policy(|| flow.tuple, backend, context);
         let step = step(flow_state.state(), false, event, policy);
         Self { event, step, hop: None, waits: false }

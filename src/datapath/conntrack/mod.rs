@@ -54,6 +54,7 @@ use super::target::{Target, Terminated};
 use crate::flow::entry::{FlowState, Pin, Rule, State};
 use crate::flow::shared::SharedTables;
 use crate::flow::snat::{SnatAllocator, SnatPort, SnatTable};
+use crate::flow::splices::Place;
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::takeover::{count, reconcile};
 use crate::flow::writer::FlowWriter;
@@ -267,8 +268,8 @@ impl Conntrack {
         // A SYN that is retransmitted to another worker (Linux takes another hash, and so another
         // queue, after each time-out: tcp_write_timeout) chooses the same backend where the hash
         // alone does. But a backend that sees another source address takes it for another connection.
-        let is_free = !tcp || is_hashed(packet, context);
-        if opens && !elsewhere && !snat::wanted(packet, context) && is_free {
+        let needs = tcp && needs_its_pin(packet, context);
+        if opens && !elsewhere && !snat::wanted(packet, context) && !needs {
             return Err(Miss::Open.into());
         }
         let miss = if opens { Miss::Open } else { Miss::NonSyn };
@@ -531,18 +532,25 @@ impl Conntrack {
         Ok(Target::of(backend, &pin.flow_state))
     }
 
-    /// Records that the backend has answered the SYN that this box sent it for a flow (`syn_proxy`).
+    /// Records that the backend has answered the SYN that this box sent it for the flow at `place`
+    /// (`syn_proxy`); or, if not `answers`, that it has lost the connection.
     #[cold]
-    pub fn establish(&mut self, flow: &HashedKey, backend: &Backend, context: &Context<'_>) {
+    pub(super) fn shake_hands(
+        &mut self,
+        answers: bool,
+        flow: &HashedKey,
+        (place, pin): (&Place, &Pin),
+        backend: &Backend,
+        context: &Context<'_>,
+    ) {
         let flow = &self.secret().hash(flow.tuple);
-        let here = context.flows.find_at(flow, Slot::NOWHERE);
-        let here = here.filter(|hit| !hit.flow_state.state().has(State::REMOTE));
-        let located = here.map(Located::Own).or_else(|| {
-            let on_it = |pinned: &Backend| pinned.id == backend.id;
-            Some(Located::Remote(self.tables.find_elsewhere(flow, context, on_it)?.0))
-        });
+        let located = match place.worker == self.tables.me {
+            true => context.flows.find_at(flow, place.slot).map(Located::Own),
+            false => Some(Located::Remote(Remote { slot: place.slot, pin: *pin })),
+        };
         if let Some(located) = located {
-            let update = FlowUpdate::of_handshake(flow, located.flow_state(), backend, context);
+            let state = located.flow_state();
+            let update = FlowUpdate::of_handshake(answers, flow, state, backend, context);
             self.tables.store(&located, flow, &update, backend, context);
         }
     }
@@ -560,9 +568,11 @@ impl Conntrack {
     }
 }
 
-/// Whether the hash alone chooses the backend of a packet without a pin, whichever worker has it.
-fn is_hashed(packet: &Packet, context: &Context<'_>) -> bool {
-    context.table.vip(packet.vip).is_none_or(|vip| vip.scheduler.kind().is_pure_hash())
+/// Whether a SYN has to find the pin of its connection, whichever worker has it: the hash alone does
+/// not choose the same backend again, or another handshake would begin.
+fn needs_its_pin(packet: &Packet, context: &Context<'_>) -> bool {
+    let vip = context.table.vip(packet.vip);
+    vip.is_some_and(|vip| !vip.scheduler.kind().is_pure_hash() || vip.policy.syn_proxy)
 }
 
 /// Returns the changes of a backend's packet in a flow.

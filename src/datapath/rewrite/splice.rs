@@ -18,9 +18,12 @@ use crate::wire::{syn, tcp};
 /// Translates the numbers of a client's packet for its backend.
 #[cold]
 pub(super) fn to_backend(packet: &mut Packet, context: &Context<'_>) -> Result<(), Drop> {
-    let shift = find(&packet.flow, context).and_then(|found| shift(&found.splice));
-    // Without an answer of the backend this is our SYN, or a RST, which has nothing to translate.
-    let Some(shift) = shift else { return Ok(()) };
+    let Some(found) = find(&packet.flow, context) else { return Ok(()) };
+    let Some(shift) = shift(&found.splice) else {
+        // Our SYN, or a RST, has nothing to translate. Nothing else goes on before the answer.
+        let passes = packet.layout.flags.any(TcpFlags::SYN | TcpFlags::RST);
+        return if passes { Ok(()) } else { Err(Drop::SynProxyWaits) };
+    };
     match packet.layout.fragment {
         FragmentKind::Whole | FragmentKind::First => {
             with_segment(packet, |segment| shift.to_backend(segment))
@@ -55,6 +58,7 @@ fn translate_to_client(packet: &mut Packet, context: &Context<'_>) -> Result<(),
             shift.to_client(segment)?;
             if flags.any(TcpFlags::SYN) { syn::to_ack(segment) } else { Some(()) }
         }),
+        None if !flags.any(TcpFlags::RST) => Err(Drop::SynProxyWaits),
         // A RST for our SYN: the client expects the number after the cookie.
         None => with_segment(packet, |segment| {
             let next = found.splice.cookie.wrapping_add(1);
