@@ -37,7 +37,7 @@ BUILD_PACKAGES=(
     'libbpf-dev|/usr/include/bpf/bpf_helpers.h|headers of the XDP program'
 )
 NETWORK_PACKAGES=(
-    'iproute2|ip ss bridge tc|makes network namespaces, links, addresses and routes'
+    'iproute2|ip ss bridge tc nstat|makes network namespaces, links, addresses and routes'
     'ethtool|ethtool|turns checksum offload off on veth'
     'procps|sysctl kill pgrep ps|sets kernel parameters inside the namespaces, sends signals'
 )
