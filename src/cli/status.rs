@@ -520,6 +520,11 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("reset", totals.flows_reset, "flows that were cut, and their ends told"),
         ("resets sent", totals.resets_sent, "RST segments that told them"),
         ("probes sent", totals.probes_sent, "segments that made silent ends speak"),
+        (
+            "handshakes sent",
+            totals.handshakes_sent,
+            "SYNs and ACKs of ours to backends (syn_proxy)",
+        ),
         ("fragments sent", totals.fragments_sent, "further pieces of packets that were too long"),
         (
             "ICMP errors",

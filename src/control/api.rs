@@ -170,6 +170,10 @@ pub struct Totals {
     pub resets_sent: u64,
     #[serde(default)]
     pub probes_sent: u64,
+    /// SYNs and ACKs sent to backends of VIPs with `syn_proxy`, besides those that packets of clients
+    /// became.
+    #[serde(default)]
+    pub handshakes_sent: u64,
     #[serde(default)]
     pub fragments_sent: u64,
     pub icmp_errors_forwarded: u64,

