@@ -186,6 +186,8 @@ impl Start<'_> {
         losses: Vec<Loss>,
     ) -> Result<Tables, TableError> {
         let set = document.set.wrapping_add(1);
+        // What an import that was killed half-way has left has the same seed.
+        directory.keep_only(document.set);
         let mut tables =
             self.set(&directory.set(set), set, document.seed, self.continued_sizes(), losses)?;
         let memory = directory.set(document.set);
