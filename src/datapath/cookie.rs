@@ -7,8 +7,8 @@
 //!
 //! The tag is SipHash-1-3 of the flow, the client's sequence number, the period of 82 s and the other
 //! bits, keyed by the secret of the flow tables: who did not receive the answer has to guess
-//! one of 2^22, for one or two periods. All options that matter are in the cookie, so that clients without
-//! timestamps lose none. Source: RFC 4987 3.6 and appendix A; D. J. Bernstein, cr.yp.to/syncookies.
+//! one of 2^22, for one or two periods. All options that matter are in the cookie, so that clients
+//! without timestamps lose none. Source: RFC 4987 3.6 and appendix A; D. J. Bernstein, cr.yp.to/syncookies.
 
 use std::hash::Hasher as _;
 
@@ -23,8 +23,8 @@ use crate::wire::tcp;
 
 /// Bits below the tag.
 const TAG_SHIFT: u32 = 10;
-/// Ticks of 10 ms in a period: a power of two, so that periods follow each other across the wrap of the
-/// clock.
+/// Ticks of 10 ms in a period: a power of two, so that periods follow each other across the wrap of
+/// the clock.
 const PERIOD: u32 = 1 << 13;
 /// Number of periods until the clock wraps.
 const PERIODS: u32 = u32::MAX / PERIOD + 1;
@@ -76,8 +76,8 @@ pub(super) fn make(
 
 /// Returns what the cookie tells that a client's segment acknowledges; `None` if it is not valid.
 ///
-/// `sequence` is that of the ACK after the SYN, or one less: a client whose ACK was lost, and that
-/// waits for our window to open, repeats the number before (RFC 9293 3.8.6.1).
+/// `sequence` is that of the ACK after the SYN, or one less: after the loss of its ACK, a client that
+/// waits for our window to open repeats the number before (RFC 9293 3.8.6.1).
 pub(super) fn check(
     secret: &TableSecret,
     flow: &FlowKey,

@@ -22,7 +22,7 @@ pub enum Unsent {
     NoPin(Miss),
     /// The packet is a fragment of a flow not yet known.
     Fragment,
-    /// The client's packet belongs to a flow whose backend has not answered yet (`syn_proxy`).
+    /// The client's packet belongs to a flow that waits for its backend's answer (`syn_proxy`).
     Waits,
     /// The backend's packet belongs to such a flow, of a client behind this next hop.
     Answers(NextHop),

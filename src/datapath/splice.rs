@@ -102,8 +102,10 @@ pub(super) fn find_on(
     backend: &Backend,
     context: &Context<'_>,
 ) -> Option<Splice> {
-    let spliced = backend.flags.has(BackendFlags::SPLICED);
-    Some(find(flow, context).filter(|_| spliced)?.splice)
+    if !backend.flags.has(BackendFlags::SPLICED) {
+        return None;
+    }
+    Some(find(flow, context)?.splice)
 }
 
 /// Returns the numbers of a splice; `None` before the backend has answered.

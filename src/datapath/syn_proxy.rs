@@ -281,8 +281,8 @@ fn unscaled(offer: &Offer) -> u16 {
     u16::try_from(window).unwrap_or(u16::MAX)
 }
 
-/// Handles a client's packet in a flow whose backend has not answered yet: it repeats the SYN for
-/// the backend, if that is due.
+/// Handles a client's packet in a flow that waits for its backend's answer: it repeats the SYN for the
+/// backend, if that is due.
 ///
 /// # Errors
 /// The reason for which the packet is dropped: its client sends it again.

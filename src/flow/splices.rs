@@ -219,7 +219,7 @@ impl Splices {
     /// Adds the backend's answer to the splice that was read as `splice`, and returns the one that
     /// holds: the first. Any worker. `None` if the entry belongs to another flow by now.
     pub fn answer(&self, place: &Place, splice: &Splice, answer: &Answer) -> Option<Answer> {
-        let [stamp, _, _, _, numbers, clock, ..] = &self.line(place)?.words;
+        let [_, _, _, _, numbers, clock, ..] = &self.line(place)?.words;
         let [before, untimed] = answer_words(splice.cookie, None);
         let [after, timed] = answer_words(splice.cookie, Some(answer));
         // A line of another flow has another cookie there. Of two answers at a time, the one that
@@ -227,9 +227,6 @@ impl Splices {
         let _ = clock.compare_exchange(untimed, timed, Ordering::Relaxed, Ordering::Relaxed);
         // Release: the clock is visible with the answer.
         let _ = numbers.compare_exchange(before, after, Ordering::Release, Ordering::Relaxed);
-        if stamp.load(Ordering::Acquire) != place.stamp {
-            return None;
-        }
         self.read(place)?.answer
     }
 

@@ -38,7 +38,7 @@ const PAGE: usize = 4096;
 /// Every bit pattern, all zeros included, must be a valid value; the type must need no drop, and
 /// must change through atomic operations only.
 pub unsafe trait Shareable: Sync + Send + 'static {
-    /// Returns the value whose bits are all zeros: in models, where atomics are not plain memory.
+    /// Returns the value of zeros: in models, where atomics are not plain memory.
     #[cfg(holdfast_loom)]
     fn zeroed() -> Self;
 }

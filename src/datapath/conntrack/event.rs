@@ -290,8 +290,8 @@ struct Guarded {
 }
 
 /// Returns what a client's packet means at a VIP with `syn_proxy`: until the backend has answered,
-/// only a RST changes anything. A connection that is over, or waits, or whose backend is down, makes
-/// way for one that its client has proven, and for no SYN, which anyone can forge.
+/// only a RST changes anything. A connection that is over, or waits, or has a backend that is down,
+/// makes way for one that its client has proven, and for no SYN, which anyone can forge.
 #[cold]
 fn guarded_request(
     event: Event,

@@ -11,7 +11,7 @@ pub enum Untracked<'t> {
     Miss(Miss),
     /// The backend's packet belongs to no flow of that backend.
     NoFlow,
-    /// The client's packet belongs to a flow whose backend has not answered yet.
+    /// The client's packet belongs to a flow that waits for its backend's answer.
     Waits,
     /// The backend's packet belongs to such a flow; the next hop to its client.
     Answers(NextHop),

@@ -75,7 +75,7 @@ fn flow_in(table: &FamilyTable<V4>, wanted: impl Fn(usize, usize) -> bool) -> Ha
     keys.find(|key| Some(buckets(table, key)).is_some_and(|(a, b)| wanted(a, b))).unwrap()
 }
 
-/// Fills the free slots of a bucket with slots that name no flow, and whose other bucket is `other`.
+/// Fills the free slots of a bucket with slots that name no flow, of which the other bucket is `other`.
 fn fill(table: &FamilyTable<V4>, bucket: usize, other: usize) {
     let line = table.buckets.get(bucket).unwrap();
     let tag = (1..).find(|&tag| table.view().other_bucket(bucket, tag) == other).unwrap();
@@ -141,7 +141,7 @@ fn a_flow_that_moves_to_its_first_bucket_is_found() {
 
 /// A flow makes room for one that makes room for a new one, while another thread looks it up.
 #[test]
-fn a_flow_whose_slot_goes_to_another_that_moves_is_found() {
+fn a_flow_is_found_though_its_slot_goes_to_another_that_moves() {
     check(2, || {
         let mut writer = flow_writer(16);
         let table = writer.shared();

@@ -45,7 +45,7 @@ fn a_reader_gives_no_client_the_hop_of_another() {
     });
 }
 
-/// Two workers record clients, whose entries change places.
+/// Two workers record clients, and their entries change places.
 #[test]
 fn two_writers_leave_no_client_the_hop_of_another() {
     check(2, || {
