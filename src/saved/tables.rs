@@ -168,16 +168,29 @@ impl Start<'_> {
         if document.registry.is_spliced() && !shared.splices.are_found() {
             losses.extend(memory.refused());
             losses.push(NO_SPLICES.to_owned());
-            let next = document.set.wrapping_add(1);
-            return self.new_set(&directory.set(next), next, document.seed, losses);
+            return self.next_set(directory, document, self.config.table_sizes(), losses);
         }
         shared.splices.populate(self.config.spliced().and(registry.spliced()))?;
         losses.extend(memory.refused());
         Ok(Tables { shared, registry, set: document.set, continues: true, losses })
     }
 
-    /// Makes the next set, and imports the pins of the earlier process into it. The seed stays, so that
-    /// clients with SYN cookies of that process are known.
+    /// Makes the set after that of the earlier process. The seed stays, so that clients with SYN
+    /// cookies of that process are known.
+    fn next_set(
+        &self,
+        directory: &Directory,
+        document: &Document,
+        sizes: TableSizes,
+        losses: Vec<Loss>,
+    ) -> Result<Tables, TableError> {
+        let set = document.set.wrapping_add(1);
+        // What a start that was killed half-way has left has the same seed.
+        directory.keep_only(document.set);
+        self.set(&directory.set(set), set, document.seed, sizes, losses)
+    }
+
+    /// Makes the next set, and imports the pins of the earlier process into it.
     fn imported(
         &self,
         directory: &Directory,
@@ -185,11 +198,7 @@ impl Start<'_> {
         mut registry: Registry,
         losses: Vec<Loss>,
     ) -> Result<Tables, TableError> {
-        let set = document.set.wrapping_add(1);
-        // What an import that was killed half-way has left has the same seed.
-        directory.keep_only(document.set);
-        let mut tables =
-            self.set(&directory.set(set), set, document.seed, self.continued_sizes(), losses)?;
+        let mut tables = self.next_set(directory, document, self.continued_sizes(), losses)?;
         let memory = directory.set(document.set);
         let old = Old::open(&memory, document)?;
         tables.losses.extend(memory.refused());

@@ -80,6 +80,8 @@ pub(super) struct Link {
     pub mac: Option<[u8; 6]>,
     pub mtu: u32,
     pub rx_queues: u32,
+    /// Index of the bond, bridge or other device that the link is a member of.
+    pub master: Option<u32>,
     pub xdp: AttachedIds,
 }
 
@@ -146,12 +148,12 @@ impl Rtnetlink {
         }
     }
 
-    /// Returns the names of all links of this network namespace.
-    pub(super) fn link_names(&self) -> Result<Vec<String>, NetlinkError> {
-        let mut names = Vec::new();
+    /// Returns all links of this network namespace.
+    pub(super) fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let mut links = Vec::new();
         let request = request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP);
-        self.exchange(&request, |link| names.push(link.name))?;
-        Ok(names)
+        self.exchange(&request, |link| links.push(link))?;
+        Ok(links)
     }
 
     /// Sets the XDP program of a link; `program` -1 removes it. With `expected`, the request
@@ -208,6 +210,17 @@ impl Rtnetlink {
         self.exchange(&request, |_link| ())
     }
 
+    /// Removes a filter of a link, if it is there.
+    pub(super) fn remove_ingress_filter(
+        &self,
+        index: u32,
+        filter: &IngressFilter,
+    ) -> Result<(), NetlinkError> {
+        let kind = vec![TcAttribute::Kind(TcFilterBpf::KIND.to_owned())];
+        let message = RouteNetlinkMessage::DelTrafficFilter(filter.message(index, kind));
+        if_found(self.exchange(&request(message, NLM_F_ACK), |_link| ()))
+    }
+
     /// Returns the name of the filter of a link with this priority and handle, if there is one.
     pub(super) fn ingress_filter(
         &self,
@@ -222,15 +235,7 @@ impl Rtnetlink {
                 name = Some(filter_name(payload).unwrap_or_default());
             }
         });
-        match found {
-            // No filter of this handle or priority, no queueing discipline, or no link.
-            Err(error)
-                if matches!(error.errno(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) =>
-            {
-                Ok(None)
-            }
-            result => result.map(|()| name),
-        }
+        if_found(found).map(|()| name)
     }
 
     /// Sends a request and passes each link of the reply to `each`, until the kernel is done.
@@ -265,6 +270,16 @@ impl Rtnetlink {
                 }
             }
         }
+    }
+}
+
+/// Ignores that a link has no filter of a handle or priority, no queueing discipline, or is gone.
+fn if_found(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
+    match result {
+        Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => {
+            Ok(())
+        }
+        result => result,
     }
 }
 
@@ -351,6 +366,7 @@ fn parse_link(payload: &[u8]) -> Link {
             Ok(LinkAttribute::Address(mac)) => link.mac = mac.try_into().ok(),
             Ok(LinkAttribute::Mtu(mtu)) => link.mtu = mtu,
             Ok(LinkAttribute::NumRxQueues(queues)) => link.rx_queues = queues,
+            Ok(LinkAttribute::Controller(index)) => link.master = Some(index),
             Ok(LinkAttribute::Xdp(xdp)) => link.xdp = attached_ids(&xdp),
             _ => {}
         }
@@ -393,7 +409,7 @@ mod tests {
         assert_eq!((lo.name.as_str(), lo.mac), ("lo", Some([0; 6])));
         assert_eq!(lo.kind, LinkLayerType::Loopback);
         assert_eq!(netlink.link_by_index(lo.index).unwrap(), Some(lo));
-        assert!(netlink.link_names().unwrap().contains(&"lo".to_owned()));
+        assert!(netlink.links().unwrap().iter().any(|link| link.name == "lo"));
     }
 
     #[test]

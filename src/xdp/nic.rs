@@ -72,7 +72,8 @@ impl Nic {
         };
         let netlink = Rtnetlink::open().map_err(|error| refused(error.into()))?;
         let Some(link) = netlink.link_by_name(name).map_err(refused)? else {
-            let existing = netlink.link_names().map_err(refused)?;
+            let links = netlink.links().map_err(refused)?;
+            let existing = links.into_iter().map(|link| link.name).collect();
             return Err(NicError::Missing { name: name.to_owned(), existing });
         };
         let mac = link.mac.filter(|_| link.kind == LinkLayerType::Ether);

@@ -3,14 +3,14 @@
 
 use std::net::IpAddr;
 
-use etherparse::{SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
+use etherparse::{TcpHeader, TcpOptionElement};
 use holdfast::forwarding::{FlowAction, VipSpec};
 use holdfast::net::Forward;
 use holdfast::stats::Drop;
 use proptest::prelude::*;
 
 use super::fragments::set_sum;
-use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, ip_builder, nic_mac, spec};
+use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, nic_mac, segment, spec};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const PORT: u16 = 40_000;
@@ -57,27 +57,6 @@ fn len(family: Family) -> u32 {
 }
 
 /// A segment between two ends; flags as in tcpdump.
-fn segment(
-    (source_mac, destination_mac): ([u8; 6], [u8; 6]),
-    source: (IpAddr, u16),
-    destination: (IpAddr, u16),
-    (sequence, acknowledgment, flags): (u32, u32, &str),
-    options: &[TcpOptionElement],
-    payload: &[u8],
-) -> Vec<u8> {
-    let mut tcp = TcpHeader::new(source.1, destination.1, sequence, 65_000);
-    tcp.acknowledgment_number = acknowledgment;
-    tcp.syn = flags.contains('S');
-    tcp.ack = flags.contains('A');
-    tcp.fin = flags.contains('F');
-    tcp.rst = flags.contains('R');
-    tcp.set_options(options).unwrap();
-    let builder = ip_builder((source_mac, destination_mac), source.0, destination.0);
-    let mut packet = Vec::new();
-    builder.tcp_header(tcp).write(&mut packet, payload).unwrap();
-    packet
-}
-
 fn from_client(family: Family, said: (u32, u32, &str), payload: &[u8]) -> Vec<u8> {
     let options = [TcpOptionElement::MaximumSegmentSize(1460)];
     let options = if said.2.contains('S') { &options[..] } else { &[] };
@@ -105,10 +84,8 @@ impl Peer {
 /// Header and payload of the single TCP packet that was sent, with verified checksums.
 fn read(sent: &[Sent]) -> (TcpHeader, Vec<u8>) {
     let [one] = sent else { unreachable!("{sent:?}") };
-    one.assert_checksums();
-    let packet = SlicedPacket::from_ethernet(&one.bytes).unwrap();
-    let Some(TransportSlice::Tcp(tcp)) = packet.transport else { unreachable!("no TCP") };
-    (tcp.to_header(), tcp.payload().to_vec())
+    let (tcp, _, payload) = one.segment();
+    (tcp, payload)
 }
 
 /// Sends a SYN with data and a TCP Fast Open cookie; returns the backend that received it.

@@ -2,13 +2,13 @@
 
 use std::net::IpAddr;
 
-use etherparse::{SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
+use etherparse::{TcpHeader, TcpOptionElement};
 use holdfast::forwarding::{FlowAction, Service, VipSpec};
 use holdfast::net::Forward;
 use holdfast::stats::{Drop, LocalReply};
 
 use super::icmp::{Message, icmp, router, too_big};
-use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, ip_builder, nic_mac, spec, tagged};
+use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, nic_mac, segment, spec, tagged};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const PORT: u16 = 40_000;
@@ -63,44 +63,13 @@ impl Case {
 /// Numbers and flags of a segment.
 type Said<'s> = (u32, u32, &'s str);
 
-fn segment(
-    (source_mac, destination_mac): ([u8; 6], [u8; 6]),
-    source: (IpAddr, u16),
-    destination: (IpAddr, u16),
-    (sequence, acknowledgment, flags): Said<'_>,
-    options: &[TcpOptionElement],
-    payload: &[u8],
-) -> Vec<u8> {
-    let mut tcp = TcpHeader::new(source.1, destination.1, sequence, 500);
-    tcp.acknowledgment_number = acknowledgment;
-    tcp.syn = flags.contains('S');
-    tcp.ack = flags.contains('A');
-    tcp.fin = flags.contains('F');
-    tcp.rst = flags.contains('R');
-    tcp.set_options(options).unwrap();
-    let builder = ip_builder((source_mac, destination_mac), source.0, destination.0);
-    let mut packet = Vec::new();
-    builder.tcp_header(tcp).write(&mut packet, payload).unwrap();
-    packet
-}
-
-/// Header, options and payload of a packet that was sent, with verified checksums.
-fn read(sent: &Sent) -> (TcpHeader, Vec<TcpOptionElement>, Vec<u8>) {
-    sent.assert_checksums();
-    let packet = SlicedPacket::from_ethernet(&sent.bytes).unwrap();
-    let Some(TransportSlice::Tcp(tcp)) = packet.transport else { unreachable!("no TCP") };
-    let options = tcp.options_iterator().map(Result::unwrap);
-    let options = options.filter(|option| *option != TcpOptionElement::Noop).collect();
-    (tcp.to_header(), options, tcp.payload().to_vec())
-}
-
 fn flags(tcp: &TcpHeader) -> String {
     let all = [('S', tcp.syn), ('A', tcp.ack), ('F', tcp.fin), ('R', tcp.rst)];
     all.into_iter().filter(|(_, set)| *set).map(|(letter, _)| letter).collect()
 }
 
 fn said(sent: &Sent) -> (u32, u32, String) {
-    let (tcp, ..) = read(sent);
+    let (tcp, ..) = sent.segment();
     (tcp.sequence_number, tcp.acknowledgment_number, flags(&tcp))
 }
 
@@ -144,7 +113,7 @@ impl Client {
         let sent = self.says(rig, (ISN, 0, "S"), &self.options, b"early");
         let [answer] = &sent[..] else { unreachable!("{sent:?}") };
         assert_eq!((answer.destination_mac(), answer.source_mac()), (CLIENT_MAC, nic_mac(0)));
-        let (tcp, options, payload) = read(answer);
+        let (tcp, options, payload) = answer.segment();
         let time = options.iter().find_map(|option| match option {
             Timestamp(value, echo) => {
                 assert_eq!(*echo, TIMES[0]);
@@ -166,7 +135,7 @@ impl Client {
         let numbers = (ISN.wrapping_add(1), cookie.wrapping_add(1), "A");
         let sent = self.says(rig, numbers, &self.times(time), &[]);
         let [syn] = &sent[..] else { unreachable!("{sent:?}") };
-        let (tcp, options, payload) = read(syn);
+        let (tcp, options, payload) = syn.segment();
         assert_eq!(said(syn), (ISN, 0, "S".to_owned()));
         assert_eq!(payload, b"");
         for option in &self.options {
@@ -246,12 +215,12 @@ fn two_handshakes_make_one_connection() {
             let backend = Peer::of(&syn, worker);
             let (ack, opens) = backend.answers(&mut rig, &THEIR_OPTIONS);
             let next = ISN.wrapping_add(1);
-            let (tcp, options, header) = read(&ack);
+            let (tcp, options, header) = ack.segment();
             assert_eq!(said(&ack), (next, THEIRS.wrapping_add(1), "A".to_owned()), "{case:?}");
             assert_eq!(options, [Timestamp(TIMES[1], TIMES[2])]);
             assert_eq!(tcp.window_size, 500, "as the client wrote it");
             assert_eq!(header.is_empty(), !case.proxy);
-            let (tcp, options, payload) = read(&opens);
+            let (tcp, options, payload) = opens.segment();
             assert_eq!(said(&opens), (cookie.wrapping_add(1), next, "A".to_owned()));
             // 500 bytes, in steps of 128.
             assert_eq!((tcp.window_size, payload.len()), (3, 0));
@@ -263,7 +232,7 @@ fn two_handshakes_make_one_connection() {
             let more = [Sack(block, [None; 3]), Timestamp(TIMES[1] + 1, now)];
             let numbers = (next, cookie.wrapping_add(1), "A");
             let sent = client.says(&mut rig, numbers, &more, b"GET");
-            let (tcp, options, payload) = read(&sent[0]);
+            let (tcp, options, payload) = sent[0].segment();
             assert_eq!(tcp.acknowledgment_number, THEIRS.wrapping_add(1), "{case:?}");
             let block = (THEIRS.wrapping_add(9), THEIRS.wrapping_add(12));
             assert_eq!(options, [Sack(block, [None; 3]), Timestamp(TIMES[1] + 1, TIMES[2])]);
@@ -279,7 +248,7 @@ fn two_handshakes_make_one_connection() {
             let times = [Timestamp(TIMES[2].wrapping_add(7), TIMES[1] + 1)];
             let sent =
                 backend.says(&mut rig, (THEIRS.wrapping_add(1), heard, "A"), &times, b"page");
-            let (tcp, options, payload) = read(&sent[0]);
+            let (tcp, options, payload) = sent[0].segment();
             assert_eq!(said(&sent[0]).0, cookie.wrapping_add(1));
             assert_eq!(tcp.acknowledgment_number, next.wrapping_add(3), "{case:?}");
             assert_eq!((payload, tcp.window_size), (b"page".to_vec(), 500 * 32 / 128));
@@ -318,17 +287,17 @@ fn what_an_end_lacks_the_other_is_not_told() {
             let (ack, opens) = backend.answers(&mut rig, theirs);
             let (scales, accepts) =
                 (ours.contains(&WindowScale(9)), theirs.contains(&WindowScale(5)));
-            let (tcp, options, _) = read(&ack);
+            let (tcp, options, _) = ack.segment();
             let both = ours.contains(&Timestamp(TIMES[0], 0)) && theirs.contains(&THEIR_OPTIONS[2]);
             assert_eq!(options.is_empty(), !both, "{ours:?} {theirs:?}");
             assert_eq!(tcp.window_size, if scales && !accepts { u16::MAX } else { 500 });
-            assert_eq!(read(&opens).0.window_size, if scales { 3 } else { 500 });
+            assert_eq!(opens.segment().0.window_size, if scales { 3 } else { 500 });
             let numbers = (ISN.wrapping_add(1), cookie.0.wrapping_add(1), "A");
             let sent = client.says(&mut rig, numbers, &[], b"GET");
-            let window = read(&sent[0]).0.window_size;
+            let window = sent[0].segment().0.window_size;
             assert_eq!(window, if scales && !accepts { u16::MAX } else { 500 });
             let numbers = (THEIRS.wrapping_add(1), ISN.wrapping_add(4), "A");
-            let window = read(&backend.says(&mut rig, numbers, &[], b"page")[0]).0.window_size;
+            let window = backend.says(&mut rig, numbers, &[], b"page")[0].segment().0.window_size;
             let expected = match (scales, accepts) {
                 (true, true) => 500 * 32 / 128,
                 (true, false) => 500 / 128,
@@ -427,7 +396,7 @@ fn lost_packets_of_the_second_handshake_come_again() {
         for tick in 31..800 {
             rig.advance(1);
             for sent in rig.collect(0, 0) {
-                let of = |sent: &Sent| (sent.source(), sent.destination(), read(sent).1);
+                let of = |sent: &Sent| (sent.source(), sent.destination(), sent.segment().1);
                 let (ours, theirs) = (of(&sent), of(&syn));
                 assert_eq!(
                     (ours.0, ours.1.0, ours.1.1, ours.2),
@@ -449,7 +418,7 @@ fn lost_packets_of_the_second_handshake_come_again() {
         let backend = Peer::of(&syn, 1);
         let (first, _) = backend.answers(&mut rig, &THEIR_OPTIONS);
         let (second, _) = backend.answers(&mut rig, &THEIR_OPTIONS);
-        assert_eq!(read(&first).0, read(&second).0, "the backend has not heard our ACK");
+        assert_eq!(first.segment().0, second.segment().0, "the backend has not heard our ACK");
         rig.advance(1);
         rig.assert_accounted();
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use etherparse::{
     IpHeaders, LinkExtSlice, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TcpHeader,
-    TransportSlice, UdpHeader,
+    TcpOptionElement, TransportSlice, UdpHeader,
 };
 use holdfast::datapath::explain::Explainer;
 use holdfast::datapath::queues::WorkerQueue;
@@ -34,6 +34,9 @@ use holdfast::xdp::umem::Umem;
 pub const CLIENT_MAC: [u8; 6] = [2, 0xc, 0, 0, 0, 1];
 const FRAMES: u32 = 1024;
 const RING: u32 = 256;
+/// Window of every segment.
+#[allow(dead_code, reason = "not every test reads windows")]
+pub const WINDOW: u16 = 500;
 /// Maximum of fragments that a worker parks.
 pub const PARKED: usize = 100;
 
@@ -191,19 +194,33 @@ pub fn ip_builder(
 }
 
 fn build_tcp(
-    (source_mac, destination_mac): ([u8; 6], [u8; 6]),
-    (source, source_port): (IpAddr, u16),
-    (destination, destination_port): (IpAddr, u16),
+    macs: ([u8; 6], [u8; 6]),
+    source: (IpAddr, u16),
+    destination: (IpAddr, u16),
     flags: &str,
 ) -> Vec<u8> {
-    let mut header = TcpHeader::new(source_port, destination_port, 1_000, 65_000);
+    segment(macs, source, destination, (1_000, 0, flags), &[], b"hello, world!")
+}
+
+/// A TCP segment with these numbers, sequence and acknowledgment, and flags.
+pub fn segment(
+    macs: ([u8; 6], [u8; 6]),
+    (source, source_port): (IpAddr, u16),
+    (destination, destination_port): (IpAddr, u16),
+    (sequence, acknowledgment, flags): (u32, u32, &str),
+    options: &[TcpOptionElement],
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut header = TcpHeader::new(source_port, destination_port, sequence, WINDOW);
+    header.acknowledgment_number = acknowledgment;
     header.syn = flags.contains('S');
     header.ack = flags.contains('A');
     header.fin = flags.contains('F');
     header.rst = flags.contains('R');
+    header.set_options(options).unwrap();
     let mut packet = Vec::new();
-    let builder = ip_builder((source_mac, destination_mac), source, destination);
-    builder.tcp_header(header).write(&mut packet, b"hello, world!").unwrap();
+    let builder = ip_builder(macs, source, destination);
+    builder.tcp_header(header).write(&mut packet, payload).unwrap();
     packet
 }
 
@@ -264,6 +281,18 @@ impl Sent {
 
     fn sliced(&self) -> SlicedPacket<'_> {
         SlicedPacket::from_ethernet(&self.bytes).unwrap()
+    }
+
+    /// Header, options and payload of a TCP segment, with verified checksums.
+    #[allow(dead_code, reason = "not every test reads segments")]
+    pub fn segment(&self) -> (TcpHeader, Vec<TcpOptionElement>, Vec<u8>) {
+        self.assert_checksums();
+        let Some(TransportSlice::Tcp(tcp)) = self.sliced().transport else {
+            unreachable!("no TCP: {self:?}")
+        };
+        let options = tcp.options_iterator().map(Result::unwrap);
+        let options = options.filter(|option| *option != TcpOptionElement::Noop).collect();
+        (tcp.to_header(), options, tcp.payload().to_vec())
     }
 
     pub fn destination_mac(&self) -> [u8; 6] {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use aya::programs::ProgramError;
 
 use super::object::{CLASSIFIER, Object, Program};
-use crate::xdp::netlink::{IngressFilter, NetlinkError, Rtnetlink};
+use crate::xdp::netlink::{AttachedIds, IngressFilter, NetlinkError, Rtnetlink};
 
 /// Name of the program in the object and in the kernel. `tc filter show` prints also the XDP program
 /// to which it belongs: `holdfast_guard/xdp/1234`.
@@ -28,7 +28,7 @@ const OF: &str = "/xdp/";
 const FILTER: IngressFilter = IngressFilter { priority: 1, handle: 0x4846 };
 
 /// Time for which the guard works after the end of the process: a restart has long begun, and a box
-/// whose holdfast has ended for good gets its ports back.
+/// where holdfast has ended for good gets its ports back.
 pub const LINGER: Duration = Duration::from_secs(60);
 
 /// The loaded guard.
@@ -43,13 +43,14 @@ impl Guard {
     }
 
     /// Attaches the guard of the XDP program with the id `guarded` to a NIC, in the place of the
-    /// guard of an earlier process.
+    /// guard of an earlier process, which may also be on the members of a NIC that is a bond.
     pub(super) fn install(
         &self,
         netlink: &Rtnetlink,
         index: u32,
         guarded: u32,
     ) -> Result<(), NetlinkError> {
+        remove_from_members(netlink, index)?;
         netlink.add_clsact(index)?;
         let name = format!("{GUARD_NAME}{OF}{guarded}");
         netlink.set_ingress_filter(index, self.program.fd(), name, &FILTER)
@@ -70,7 +71,23 @@ impl Guard {
     }
 }
 
-/// Returns the id of the XDP program whose guard is on a NIC, if there is one. Needs no capability,
+/// Removes the guard that a process has left on a link before that became a member of a device: it
+/// would drop for [`LINGER`] what the device is to receive. A member with an XDP program may be the
+/// NIC of a running holdfast, and keeps its guard.
+fn remove_from_members(netlink: &Rtnetlink, device: u32) -> Result<(), NetlinkError> {
+    let members = netlink
+        .links()?
+        .into_iter()
+        .filter(|link| link.master == Some(device) && link.xdp == AttachedIds::default());
+    for member in members {
+        if guarded(netlink, member.index)?.is_some() {
+            netlink.remove_ingress_filter(member.index, &FILTER)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the id of the XDP program that the guard on a NIC belongs to, if there is one. Needs no capability,
 /// unlike the name of the XDP program itself (kernel/bpf/syscall.c, `bpf_prog_get_fd_by_id`:
 /// CAP_SYS_ADMIN).
 pub(super) fn guarded(netlink: &Rtnetlink, index: u32) -> Result<Option<u32>, NetlinkError> {
