@@ -106,6 +106,7 @@ pub(super) enum Keeping {
     #[cfg_attr(holdfast_loom, expect(dead_code, reason = "in models, all memory is there"))]
     Populate,
     /// `MADV_DONTNEED`, for the shared mapping of a file: the contents are in the file.
+    #[cfg_attr(holdfast_loom, expect(dead_code, reason = "in models, all memory is there"))]
     LetGo,
 }
 
