@@ -185,9 +185,12 @@ pub fn run(
     programs: Programs,
 ) -> Result<(), DaemonError> {
     let (control_socket, predecessor) = claim(&config)?;
+    let notice = predecessor.as_ref().map(Successor::notice);
     let result = run_after(config, path, signals, programs, (control_socket, predecessor));
-    if result.is_ok() {
-        info!("stopped");
+    match (&result, notice) {
+        (Ok(()), _) => info!("stopped"),
+        (Err(error), Some(notice)) => notice.give_up(&error.to_string()),
+        (Err(_), None) => {}
     }
     result
 }
@@ -334,8 +337,9 @@ fn claim(config: &Config) -> Result<(ControlSocket, Option<Successor>), DaemonEr
     };
     let differing = reload::differing(&successor.offer.fixed, &reload::fixed(config));
     if !differing.is_empty() {
-        let keys = differing.join(", ");
-        return Err(not_taken_over(format!("{keys} cannot change at a hand-over")));
+        let reason = format!("{} cannot change at a hand-over", differing.join(", "));
+        successor.notice().give_up(&reason);
+        return Err(not_taken_over(reason));
     }
     let [listener, lock] = &successor.control;
     let copy = |file: &OwnedFd| {

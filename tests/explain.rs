@@ -278,5 +278,21 @@ fn behind_cookies_the_choice_is_explained_that_a_proof_leads_to() {
         let lost = ask(&rig, &Question { packet, ..question(family, 1001) });
         assert!(said(&lost, "drop", "no_cookie"), "{:?}", lost.steps);
         assert_eq!(lost.backend, None);
+        // No cookie is sent that leads nowhere.
+        let mut vip = spec(0, Forward::Nat, family, 1, 2).with(|policy| policy.syn_proxy = true);
+        vip.backends.iter_mut().for_each(|backend| backend.up = false);
+        let refused = ask(&Rig::new(1, 1, vec![vip]), &question(family, 1000));
+        assert!(said(&refused, "drop", "no_backend"), "{:?}", refused.steps);
+        assert!(!said(&refused, "syn_proxy", ""), "{:?}", refused.steps);
+    }
+}
+
+#[test]
+fn a_backend_that_is_down_is_not_called_in_service_because_its_vip_fails_open() {
+    for (fails_open, why) in [(false, "in service"), (true, "down, as all are")] {
+        let mut vip = spec(0, Forward::Nat, Family::V4, 1, 2);
+        vip.fails_open = fails_open;
+        let answer = ask(&Rig::new(1, 1, vec![vip]), &question(Family::V4, 1000));
+        assert!(said(&answer, "scheduler", why), "{:?}", answer.steps);
     }
 }

@@ -39,7 +39,10 @@ pub fn events(args: &EventsArgs, out: &mut impl Write) -> Result<(), CliError> {
     loop {
         last = print(&client, last, args.json, out)?;
         if !args.follow {
-            return Ok(());
+            return match last {
+                0 if !args.json => Ok(writeln!(out, "no events")?),
+                _ => Ok(()),
+            };
         }
         thread::sleep(POLL);
     }

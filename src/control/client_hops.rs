@@ -2,8 +2,9 @@
 //!
 //! The kernel does not see the packets of VIPs, so it does not know which routers they come
 //! through. Pins do: each has the MAC, NIC and VLAN of its client's last packet. Some pins are read
-//! ten times a second. A router that carries a noticeable part of the flows is among any few
-//! hundred of them, and every other one is found within one round of the table.
+//! ten times a second: all of them, as long as there are few. A router that carries a noticeable part
+//! of the flows is among any few hundred, and every other one is found within one round of the tables:
+//! 0.7 s with 100,000 pins, 7 s with a million.
 //!
 //! Clients in a network of this box are left out: they are no routers, and a packet of their own
 //! corrects their return hop. So are modes without replies through this box (DSR, tunnels), and
@@ -24,6 +25,9 @@ use crate::flow::entry::ConntrackEntry;
 use crate::flow::shared::SharedTables;
 use crate::net::{Family, NextHop, VipId};
 
+/// Pins that are read at a time, of all tables together: 0.45 ms, so half a percent of the control
+/// thread's time.
+const STEP: u64 = 16_384;
 /// Pins of each table and family that are read at a time, at least.
 const CHUNK: u32 = 256;
 /// Most steps in a round of a table: at ten a second, 205 s.
@@ -98,11 +102,14 @@ impl ClientHops {
     }
 
     fn sample(&mut self) -> Vec<ConntrackEntry> {
+        let used: Vec<[u32; 2]> = self.tables.iter().map(|table| table.ever_used()).collect();
+        let total = used.iter().flatten().map(|&used| u64::from(used)).sum::<u64>().max(1);
+        let share = |used: u32| u32::try_from(STEP * u64::from(used) / total).unwrap_or(u32::MAX);
         let mut pins = Vec::new();
-        for (table, cursors) in self.tables.iter().zip(&mut self.cursors) {
+        for ((table, cursors), used) in self.tables.iter().zip(&mut self.cursors).zip(used) {
             let starts = [0, table.positions() / 2];
-            for ((used, cursor), start) in table.ever_used().into_iter().zip(cursors).zip(starts) {
-                for _ in 0..used.min(CHUNK.max(used / ROUND)) {
+            for ((used, cursor), start) in used.into_iter().zip(cursors).zip(starts) {
+                for _ in 0..used.min(CHUNK.max(share(used)).max(used / ROUND)) {
                     *cursor = if *cursor + 1 < used { *cursor + 1 } else { 0 };
                     pins.extend(table.pin_at(start + *cursor));
                 }
@@ -231,7 +238,8 @@ mod tests {
             .map(|(at, last)| (at, entry("203.0.113.9", 0, last)))
             .collect();
         let (mut hops, found) = sampler(&pins);
-        for _ in 0..100_000 / CHUNK + 1 {
+        let round = 100_000 / STEP + 1;
+        for _ in 0..round {
             hops.advance(|_| true, &[], Instant::now());
         }
         assert_eq!(found.borrow().len(), MOST);

@@ -57,6 +57,10 @@ pub enum Kind {
     DenyEnded,
     /// Another configuration is in force.
     Reload,
+    /// A reload was refused.
+    ReloadRefused,
+    /// A hand-over to another process has failed.
+    HandOverFailed,
     /// A VIP or a backend has another name.
     Renamed,
     /// A reload has removed a backend, or an address or ports of a VIP.
@@ -103,6 +107,8 @@ impl Kind {
             Self::DenyRemoved => "deny_removed",
             Self::DenyEnded => "deny_ended",
             Self::Reload => "reload",
+            Self::ReloadRefused => "reload_refused",
+            Self::HandOverFailed => "hand_over_failed",
             Self::Renamed => "renamed",
             Self::Removed => "removed",
             Self::RemovedGone => "removed_gone",
@@ -120,6 +126,8 @@ impl Kind {
         matches!(
             self,
             Self::DrainDeadline
+                | Self::ReloadRefused
+                | Self::HandOverFailed
                 | Self::BackendDown
                 | Self::BackendHeld
                 | Self::BackendFull

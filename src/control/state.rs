@@ -824,6 +824,7 @@ impl VipEntry {
             policy: self.config.policy.clone(),
             splits: self.splits.clone(),
             sampled: self.split().is_some(),
+            fails_open: self.fails_open,
             spliced: self.spliced,
             backends: self
                 .backends

@@ -452,6 +452,8 @@ async fn sources_are_denied_and_admitted_by_requests() {
         assert_eq!((entry.vip.as_deref(), entry.ends_in_s), (Some("web"), Some(3600)));
         // The reply comes when the list is in force.
         assert_eq!(entries(bench), ["203.0.113.0/24 Some(VipId(0))"]);
+        let list: DenyList = bench.get("/v1/deny").await;
+        assert!(list.denied.len() == 1 && !list.pending, "{list:?}");
         assert_eq!(present(bench), (false, Some(true)));
         let _: DenyEntry = bench.post("/v1/deny", json!({ "prefix": "2001:db8::/32" })).await;
         assert_eq!(present(bench), (true, Some(true)));
@@ -739,7 +741,7 @@ async fn a_reload_is_all_or_nothing() {
         let (status, error) = bench.refused(Method::POST, "/v1/reload", "").await;
         assert_eq!(status, 409);
         let expected = "[workers] cores cannot change while running: restart holdfast, or take the \
-                        change back (a reload changes [[vip]], [access], [tunnel] and [icmp] only)";
+                        change back (a reload changes [[vip]], [access], [new_flows], [tunnel] and [icmp] only)";
         assert_eq!(error, format!("{expected}\n{nothing}"));
 
         let mut nowhere = vip("web", &[]);
@@ -748,6 +750,15 @@ async fn a_reload_is_all_or_nothing() {
         let (status, error) = bench.refused(Method::POST, "/v1/reload", "").await;
         assert_eq!(status, 422);
         assert!(error.contains("hf-none does not exist") && error.contains(nothing), "{error}");
+
+        let dry_run = r#"{"dry_run":true}"#;
+        assert_eq!(bench.refused(Method::POST, "/v1/reload", dry_run).await.0, 422);
+        let list: EventList = bench.get("/v1/events").await;
+        let mut refused = list.events.clone();
+        refused.retain(|event| event.kind == "reload_refused");
+        assert_eq!(refused.len(), 3, "a dry run is no event: {refused:?}");
+        let text = "reload refused: holdfast.toml:3";
+        assert!(refused.iter().any(|event| event.text.starts_with(text)), "{refused:?}");
 
         assert_eq!(bench.backend("b").await.name, "b");
         assert_eq!(bench.tables.current().generation(), before);

@@ -21,7 +21,7 @@ use super::parse::{Parsed, parse};
 use super::reset::TxBacklog;
 use super::rewrite::{mtu_towards, rewrite_to_backend, tunnel};
 use super::select::{rivals, select};
-use super::syn_proxy::guards;
+use super::syn_proxy::{guards, is_served};
 use crate::flow::clients::Key;
 use crate::flow::entry::{Pin, State};
 use crate::flow::shared::{FoundPin, SharedTables};
@@ -200,7 +200,11 @@ fn run(packet: &mut Packet, conntrack: &mut Conntrack, context: &Context<'_>) ->
         Ok(()) => Ok(()),
         Err(Unsent::Dropped(reason)) => Err(reason),
         Err(Unsent::NoPin(miss)) => {
-            let miss = if guards(packet, context) { record_guard(miss, context)? } else { miss };
+            let miss = if guards(packet, context) {
+                record_guard(packet.vip, miss, context)?
+            } else {
+                miss
+            };
             let opened = select(packet, miss, conntrack, context)?;
             rewrite_to_backend(packet, &opened.target, context)
         }
@@ -211,9 +215,13 @@ fn run(packet: &mut Packet, conntrack: &mut Conntrack, context: &Context<'_>) ->
 
 /// Traces the proof that a VIP with `syn_proxy` wants of a client, and goes on as if it was given;
 /// without a SYN there is none.
-fn record_guard(miss: Miss, context: &Context<'_>) -> Result<Miss, Drop> {
+fn record_guard(vip: VipId, miss: Miss, context: &Context<'_>) -> Result<Miss, Drop> {
     if miss == Miss::NonSyn {
         return Err(Drop::NoCookie);
+    }
+    let vip = context.table.vip(vip).ok_or(Drop::NoVip)?;
+    if !is_served(vip, context) {
+        return Err(Drop::NoBackend);
     }
     if let Some(trace) = context.trace {
         let why = "the VIP has syn_proxy; what follows happens once the client has acknowledged it";

@@ -459,7 +459,13 @@ impl Pool for Candidates<'_, '_> {
         if let Some(trace) = self.context.trace {
             let name = name(backend, self.context.table);
             match refusal {
-                None => trace.record("scheduler", format!("{name} takes it"), "in service"),
+                None => {
+                    let why = match self.vip.fails_open {
+                        true => "down, as all are, and the VIP has fail_open",
+                        false => "in service",
+                    };
+                    trace.record("scheduler", format!("{name} takes it"), why);
+                }
                 Some(why) => trace.record("scheduler", format!("not {name}"), why),
             }
         }

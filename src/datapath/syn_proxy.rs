@@ -87,6 +87,13 @@ pub fn meet(
     }
 }
 
+/// Whether a backend of the VIP takes new flows. Without one, no SYN is answered with a cookie.
+pub(super) fn is_served(vip: &Vip, context: &Context<'_>) -> bool {
+    let takes = |backend: &Backend| backend.takes_new;
+    let mut backends = vip.scheduler.candidates().iter();
+    backends.any(|it| context.table.backend(it.backend).is_some_and(takes))
+}
+
 /// Answers a SYN with a cookie.
 fn greet(
     packet: &mut Packet,
@@ -97,9 +104,7 @@ fn greet(
     if !is_sum_right(packet.network()) {
         return Err(Drop::BadTcpChecksum);
     }
-    let mut backends = vip.scheduler.candidates().iter();
-    let takes = |backend: &Backend| backend.takes_new;
-    if !backends.any(|it| context.table.backend(it.backend).is_some_and(takes)) {
+    if !is_served(vip, context) {
         return Err(Drop::NoBackend);
     }
     let (segment, key) = (packet.segment(), packet.flow.key());

@@ -83,6 +83,7 @@ pub(super) fn vip(forward: Forward, backends: u8) -> VipSpec {
         splits: Splits::default(),
         spliced: false,
         sampled: false,
+        fails_open: false,
         backends: (0..backends).map(backend).collect(),
         old: Vec::new(),
     }

@@ -133,6 +133,7 @@ mod tests {
             splits: Splits::default(),
             spliced: false,
             sampled: false,
+            fails_open: false,
             backends: Vec::new(),
             old: Vec::new(),
         }

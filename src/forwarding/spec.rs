@@ -87,6 +87,8 @@ pub struct VipSpec {
     pub spliced: bool,
     /// Whether workers report its new flows as samples ([`Sample`](crate::stats::Sample)).
     pub sampled: bool,
+    /// Whether its backends, all of which are down, count as up (`fail_open`).
+    pub fails_open: bool,
     /// Backends, in any order.
     pub backends: Vec<BackendSpec>,
     /// Addresses and ports that the VIP had before a reload: they take no new flows.

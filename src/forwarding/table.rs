@@ -77,6 +77,8 @@ pub struct Vip {
     pub splits: Splits,
     /// Whether workers report its new flows as samples.
     pub sampled: bool,
+    /// Whether its backends, all of which are down, count as up.
+    pub fails_open: bool,
     /// Longest IP packet of a client, in bytes, that reaches every backend in one piece.
     pub mtu: u16,
     /// Connection-id state, for [`Affinity::QuicCid`].
@@ -467,6 +469,7 @@ impl Vip {
             splits: spec.splits.clone(),
             shares: Shares::default(),
             sampled: spec.sampled,
+            fails_open: spec.fails_open,
             mtu: UNLIMITED,
             quic: quic_ids(spec),
             names,
@@ -654,6 +657,7 @@ pub(crate) mod testing {
             splits: Splits::default(),
             spliced: false,
             sampled: false,
+            fails_open: false,
             backends: Vec::new(),
             old: Vec::new(),
         }

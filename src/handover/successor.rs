@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use tracing::info;
 
@@ -24,7 +25,7 @@ pub struct WorkerFiles {
 /// The new process in a hand-over.
 #[derive(Debug)]
 pub struct Successor {
-    channel: Channel,
+    channel: Arc<Channel>,
     /// Geometry of the running process; its workers are in `workers`.
     pub offer: Offer,
     /// Lock of the state directory.
@@ -38,7 +39,13 @@ pub struct Successor {
 /// The new process, once it is prepared.
 #[derive(Debug)]
 pub struct Prepared {
-    channel: Channel,
+    channel: Arc<Channel>,
+}
+
+/// Notifies the running process that the hand-over is given up, wherever that is decided.
+#[derive(Debug)]
+pub struct Notice {
+    channel: Arc<Channel>,
 }
 
 impl Successor {
@@ -65,6 +72,7 @@ impl Successor {
         });
         let workers = workers.collect::<Result<_, _>>()?;
         info!("taking over from process {}", channel.peer());
+        let channel = Arc::new(channel);
         Ok(Self { channel, offer, state_lock, control: [listener, lock], workers })
     }
 
@@ -73,9 +81,16 @@ impl Successor {
         Prepared { channel: self.channel }
     }
 
+    /// Returns the means to give the hand-over up.
+    pub fn notice(&self) -> Notice {
+        Notice { channel: Arc::clone(&self.channel) }
+    }
+}
+
+impl Notice {
     /// Notifies the running process that the hand-over is given up.
     pub fn give_up(&self, reason: &str) {
-        // It notices the end of this process, too.
+        // It notices the end of this process, too; after the hand-over it has ended itself.
         let _ = self.channel.step(&Step::Failed(reason.to_owned()));
     }
 }

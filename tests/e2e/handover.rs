@@ -50,6 +50,9 @@ fn the_running_process_goes_on_when_the_new_one_fails() {
     let refused = Holdfast::start_fails(&lab, &other);
     assert!(refused.contains("[workers] flows cannot change at a hand-over"), "{refused}");
     holdfast.wait_for_log("this process goes on", 1);
+    let why = "has failed: [workers] flows cannot change at a hand-over";
+    let events = holdfast.ok(&["events"]);
+    assert!(events.contains("hand_over_failed") && events.contains(why), "{events}");
     let mut failures = 1;
     for step in ["hello", "offer", "ready", "stopped", "hang"] {
         holdfast.fake_successor(step);

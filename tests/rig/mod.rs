@@ -152,6 +152,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         splits: Splits::default(),
         spliced: false,
         sampled: false,
+        fails_open: false,
         backends: (0..backends).map(backend).collect(),
         old: Vec::new(),
     }

@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import actions as kinds
+from traffic import PATIENCE_S
 from world import ECHO, HERE, IDLE, Config, Failed, Holdfast, Lab, finish
 
 # Longest pause between two actions in seconds.
@@ -123,8 +124,10 @@ class Soak:
                 if begin <= gap["at"] + gap["ms"] / 1000 and gap["at"] <= end + AFTER_S:
                     longest[name] = max(longest[name], gap["ms"])
         for one in unexplained:
-            action = next((name for name, begin, end in reversed(self.done) if begin <= one["end"]), "before all")
-            print(f"broken: {json.dumps(one)}, after {action}", file=sys.stderr)
+            # A time-out ends a silence that has begun before.
+            since = one["end"] - (PATIENCE_S if "Timeout" in one["error"] else 0)
+            action = next((name for name, begin, end in reversed(self.done) if begin <= since), "before all")
+            print(f"broken: {json.dumps(one)}, after {action} at {since:.1f}", file=sys.stderr)
         return {
             "seed": self.arguments.seed,
             "minutes": self.arguments.minutes,

@@ -140,8 +140,8 @@ impl Access {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// Sends lists that have changed, or failed some time ago.
-    pub(super) fn retry(&mut self, world: &World) {
+    /// Notes the outcome of the last change, if there is one by now.
+    fn look(&mut self) {
         use oneshot::error::TryRecvError;
         match self.waiting.as_mut().map(oneshot::Receiver::try_recv) {
             Some(Err(TryRecvError::Empty)) => return,
@@ -150,6 +150,14 @@ impl Access {
             None => {}
         }
         self.waiting = None;
+    }
+
+    /// Sends lists that have changed, or failed some time ago.
+    pub(super) fn retry(&mut self, world: &World) {
+        self.look();
+        if self.waiting.is_some() {
+            return;
+        }
         if self.failures > 0 && self.next_attempt <= Instant::now() {
             self.send(self.sent.clone());
         }
@@ -233,7 +241,8 @@ impl Access {
     }
 
     /// Returns the prefixes of run time, and the sizes of all lists.
-    pub(super) fn list(&self, world: &World) -> DenyList {
+    pub(super) fn list(&mut self, world: &World) -> DenyList {
+        self.look();
         let now = Instant::now();
         let denied = world.registry.denied().iter().map(|(vip, prefix, end)| DenyEntry {
             prefix,

@@ -2,10 +2,11 @@
 
 use axum::http::StatusCode;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::world::World;
 use crate::control::error::ControlError;
+use crate::control::events::{Kind, NewEvent};
 use crate::control::hand_over::{Outcome, StartAgain, Step};
 use crate::control::refusal::Refusal;
 
@@ -109,7 +110,10 @@ impl HandingOver {
 
     fn go_on(&mut self, reason: &str, world: &mut World) {
         if let Some(pid) = self.to.take() {
-            warn!("the hand-over to process {pid} has failed: {reason}; this process goes on");
+            let text = format!(
+                "the hand-over to process {pid} has failed: {reason}; this process goes on"
+            );
+            world.journal.record(NewEvent::new(Kind::HandOverFailed), text);
         }
         world.saving.go_on(&world.registry);
     }

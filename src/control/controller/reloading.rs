@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
-use tracing::{error, info};
+use tracing::info;
 
 use super::access;
 use super::parts::Parts;
@@ -152,13 +152,17 @@ impl Reloading {
             Ok(new) => reload(parts, new, dry_run).await,
             Err(refusal) => Err(refuse(refusal)),
         };
+        if let Err(refusal) = &result
+            && !dry_run
+        {
+            let text = format!("reload refused: {}", refusal.errors.join("; "));
+            parts.world.journal.record(NewEvent::new(Kind::ReloadRefused), text);
+        }
         match (order, result) {
             // The client may have disconnected.
             (Order::Request { reply, .. }, result) => _ = reply.send(result),
-            (Order::Signal, Ok(_)) => {}
-            (Order::Signal, Err(refusal)) => {
-                refusal.errors.iter().for_each(|error| error!("reload: {error}"));
-            }
+            // The journal has logged a refusal.
+            (Order::Signal, _) => {}
         }
         self.read_next();
     }
@@ -196,8 +200,9 @@ async fn check(parts: &mut Parts, new: &Config) -> Result<(), Refusal> {
     if !frozen.is_empty() {
         let keys = frozen.join(", ");
         let what = "cannot change while running: restart holdfast, or take the change back";
-        let error =
-            format!("{keys} {what} (a reload changes [[vip]], [access], [tunnel] and [icmp] only)");
+        let error = format!(
+            "{keys} {what} (a reload changes [[vip]], [access], [new_flows], [tunnel] and [icmp] only)"
+        );
         return Err(Refusal::new(StatusCode::CONFLICT, error));
     }
     access::check(&parts.world, new)?;
