@@ -268,6 +268,13 @@ fn explain_says_what_is_known_of_the_client_and_changes_nothing() {
         assert_eq!((backend, outcome), (first, format!("b{first}")));
         assert!(why.contains("for 3 s"), "{why}");
     }
+    let limit = |specs: &mut [VipSpec], most| {
+        specs[0].backends[usize::from(first)].max_flows = most;
+    };
+    client.rig.change(|specs| limit(specs, Some(0)));
+    let (backend, outcome, why) = asked(&client, 1);
+    assert!(backend != first && outcome == "is free" && why.contains("the client keeps"), "{why}");
+    client.rig.change(|specs| limit(specs, None));
     client.rig.change(|specs| {
         specs[0].backends[usize::from(first)].service = Service::Draining;
     });

@@ -160,16 +160,44 @@ pub fn claim(path: &Path) -> Result<ControlSocket, ControlError> {
     Ok(ControlSocket { path: path.to_owned(), mark, listener, lock, is_own: true })
 }
 
-/// Describes a file at the socket's path that no holdfast process has created; `None` if there is
-/// none. Neither connects nor changes anything.
-pub fn obstacle(path: &Path) -> Option<String> {
+/// A file at the socket's path that makes a start fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Obstacle {
+    /// Description of the file.
+    pub what: &'static str,
+    /// Remedy.
+    pub fix: &'static str,
+}
+
+/// Describes a file at the socket's path that no holdfast process has created, or that may be of
+/// another user's; `None` if there is none. Neither connects nor changes anything.
+pub fn obstacle(path: &Path) -> Option<Obstacle> {
+    let of_others =
+        |what| Obstacle { what, fix: "remove it if it is not needed, or set another path" };
     if let Some(what) = other_kind(path) {
-        return Some(what.to_owned());
+        return Some(of_others(what));
     }
+    obstacle_with(path, fs::read_to_string(lock_path(path)))
+}
+
+/// Describes a socket, by the text of its lock file.
+fn obstacle_with(path: &Path, note: io::Result<String>) -> Option<Obstacle> {
     let socket = fs::symlink_metadata(path).ok()?;
-    let note = fs::read_to_string(lock_path(path)).ok();
-    let note = Note::parse(&note.unwrap_or_default());
-    (!note.is_about(&socket)).then(|| OF_OTHERS.to_owned())
+    let note = match note {
+        // It may be in use: nothing to remove.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            return Some(Obstacle {
+                what: "a socket of another user, perhaps of a holdfast that runs",
+                fix: "run as that user or as root, or set another path",
+            });
+        }
+        note => Note::parse(&note.unwrap_or_default()),
+    };
+    (!note.is_about(&socket)).then(|| of_others(OF_OTHERS))
+}
+
+const fn of_others(what: &'static str) -> Obstacle {
+    Obstacle { what, fix: "remove it if it is not needed, or set another path" }
 }
 
 /// Returns whether a holdfast process accepts connections at `path`.
@@ -356,6 +384,16 @@ mod tests {
         other.set_nonblocking(true).unwrap();
         assert!(!answers(&scratch.socket()) && claim(&scratch.socket()).is_err());
         assert_eq!(other.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+
+    /// As root, any file can be read, so the error is given.
+    #[test]
+    fn a_socket_of_another_user_is_not_to_be_removed() {
+        let scratch = Scratch::new();
+        let _claim = claim(&scratch.socket()).unwrap();
+        let seen = obstacle_with(&scratch.socket(), Err(ErrorKind::PermissionDenied.into()));
+        let Obstacle { what, fix } = seen.unwrap();
+        assert!(what.contains("another user") && !fix.contains("remove"), "{what}; {fix}");
     }
 
     #[test]

@@ -27,6 +27,13 @@ pub enum Step {
         /// Text for the log.
         reason: String,
     },
+    /// A process that this one has started has failed.
+    Failed {
+        /// That process.
+        pid: u32,
+        /// How it has ended.
+        how: String,
+    },
 }
 
 /// Outcome of a hand-over.
@@ -46,8 +53,17 @@ pub enum Outcome {
 /// Takes everything over from a running process; an error is a text for the operator.
 pub type TakeOver = Box<dyn FnOnce() -> Result<(), String>>;
 
+/// A process that was started to take over from this one.
+#[derive(Debug)]
+pub struct Started {
+    /// Its process id.
+    pub pid: u32,
+    /// How it has ended, if it has failed; closed after any other end.
+    pub failure: oneshot::Receiver<String>,
+}
+
 /// Starts the program again, to take over from this process.
-pub type StartAgain = Box<dyn FnMut() -> Result<u32, String>>;
+pub type StartAgain = Box<dyn FnMut() -> Result<Started, String>>;
 
 /// Means of both processes of a hand-over; by default there is none.
 #[derive(Default)]

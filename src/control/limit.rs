@@ -15,12 +15,13 @@ impl Limit {
     }
 
     /// Takes a reading: flows now, and new flows refused so far. Returns whether the backend has
-    /// become full, or has room again: no flow was refused since the last reading, and a tenth of
-    /// the limit is free.
+    /// become full: it has as many flows as it may, or a worker's part of them is used up; or has
+    /// room again: no flow was refused since the last reading, and a tenth of the limit is free.
     pub fn read(&mut self, max: Option<u32>, flows: u64, refused: u64) -> Option<bool> {
         let refuses = refused > std::mem::replace(&mut self.refused, refused);
         let has_room = max.is_none_or(|max| flows.saturating_mul(10) <= u64::from(max) * 9);
-        let full = if refuses { max.is_some() } else { self.full && !has_room };
+        let at_limit = max.is_some_and(|max| flows >= u64::from(max));
+        let full = if refuses || at_limit { max.is_some() } else { self.full && !has_room };
         (std::mem::replace(&mut self.full, full) != full).then_some(full)
     }
 }
@@ -30,11 +31,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_backend_is_full_when_it_refuses_and_until_it_has_room() {
+    fn a_backend_is_full_at_its_limit_or_when_it_refuses_and_until_it_has_room() {
         let mut limit = Limit::default();
         for (name, max, flows, refused, change) in [
-            ("at the limit, none refused", Some(10), 10, 0, None),
-            ("one refused", Some(10), 10, 1, Some(true)),
+            ("below the limit", Some(10), 8, 0, None),
+            ("a worker's part is used up", Some(10), 8, 1, Some(true)),
+            ("the other's is not", Some(10), 8, 1, Some(false)),
+            ("at the limit, none refused", Some(10), 10, 1, Some(true)),
             ("no further one", Some(10), 10, 1, None),
             ("one has ended, and comes back", Some(10), 9, 2, None),
             ("room", Some(10), 9, 2, Some(false)),

@@ -626,9 +626,8 @@ impl Registry {
     pub fn patient_specs(&self) -> Vec<VipSpec> {
         let mut specs = self.specs();
         for (vip, spec) in self.vips.iter().zip(&mut specs) {
-            let may_serve = |b: &BackendEntry| b.serves() || vip.fails_open && b.takes_flows();
             spec.policy.reject_no_backend &=
-                !vip.backends.iter().any(|b| may_serve(b) && b.awaits_next_hop());
+                !vip.backends.iter().any(|b| vip.is_served_by(b) && b.awaits_next_hop());
         }
         specs
     }
@@ -781,6 +780,11 @@ impl VipEntry {
             }
         }
         self.is_removed = false;
+    }
+
+    /// Returns whether a backend of the VIP gets new flows, also because all are down (`fail_open`).
+    pub fn is_served_by(&self, backend: &BackendEntry) -> bool {
+        backend.serves() || self.fails_open && backend.takes_flows()
     }
 
     /// Returns whether every backend that takes new flows is down, and `fail_open` applies.

@@ -11,7 +11,7 @@ use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use hashbrown::{HashMap, HashSet};
 use ipnet::Ipv4Net;
 
-use super::control_socket;
+use super::control_socket::{self, Obstacle};
 use super::error::ControlError;
 use super::inbound::{self, Arp};
 use super::neighbour::{self, Problem};
@@ -60,8 +60,8 @@ pub fn survey(config: &Config, nics: &[NicFacts]) -> Result<Vec<Finding>, Contro
 
 /// Returns a finding if a file at the control socket's path would make a start fail.
 fn control_socket(path: &Path) -> Option<Finding> {
-    let what = format!("{} is {}", path.display(), control_socket::obstacle(path)?);
-    let fix = "remove it if it is not needed, or set another path";
+    let Obstacle { what, fix } = control_socket::obstacle(path)?;
+    let what = format!("{} is {what}", path.display());
     Some(Finding::new(Level::Error, "control.socket", what, fix))
 }
 

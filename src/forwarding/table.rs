@@ -518,7 +518,7 @@ impl Backend {
     /// Reason why the backend takes no new flows.
     pub fn out_of_service(&self) -> &'static str {
         if !self.up {
-            "down: its health check fails"
+            "down: its health check fails, or it is held down (flap damping)"
         } else if self.loops {
             "its next hop is this box itself"
         } else if self.next_hop.is_none() {

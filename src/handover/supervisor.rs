@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 
+use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
-use crate::control::hand_over::StartAgain;
+use crate::control::hand_over::{StartAgain, Started};
 use crate::format::reason;
 
 /// Notifies systemd of a state, if it has started this process with `Type=notify`: sd_notify(3).
@@ -49,12 +50,14 @@ pub fn start_again() -> StartAgain {
         let failed = |error: io::Error| format!("{}: {}", program.display(), reason(&error));
         let mut child = command.spawn().map_err(failed)?;
         let pid = child.id();
+        let (failed, failure) = oneshot::channel();
         let wait = move || match child.wait() {
-            Ok(status) if !status.success() => warn!("process {pid}: {status}"),
+            // The control thread may have ended.
+            Ok(status) if !status.success() => _ = failed.send(status.to_string()),
             ended => debug!("process {pid}: {ended:?}"),
         };
         // Without a thread, the process stays a zombie until this one ends.
         let _ = thread::Builder::new().name("child".to_owned()).spawn(wait);
-        Ok(pid)
+        Ok(Started { pid, failure })
     })
 }

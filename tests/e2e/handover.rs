@@ -46,14 +46,15 @@ fn the_running_process_goes_on_when_the_new_one_fails() {
     holdfast.write_text("[workers]\ncores = \"all\"\n");
     holdfast.signal("USR2");
     holdfast.wait_for_log("SIGUSR2: started process", 1);
+    holdfast.wait_for_log("has failed: exit status: 1; it has said why; this process goes on", 1);
     let other = Config { flows: 8192, ..Config::new(&lab, 2, vips.clone()) };
     let refused = Holdfast::start_fails(&lab, &other);
     assert!(refused.contains("[workers] flows cannot change at a hand-over"), "{refused}");
-    holdfast.wait_for_log("this process goes on", 1);
+    holdfast.wait_for_log("this process goes on", 2);
     let why = "has failed: [workers] flows cannot change at a hand-over";
     let events = holdfast.ok(&["events"]);
     assert!(events.contains("hand_over_failed") && events.contains(why), "{events}");
-    let mut failures = 1;
+    let mut failures = 2;
     for step in ["hello", "offer", "ready", "stopped", "hang"] {
         holdfast.fake_successor(step);
         // After "hello" the request was granted, and nothing came of it.

@@ -280,14 +280,16 @@ fn leaves_none(vip: &VipEntry, names: &[Name]) -> bool {
         entry.drain.service() == Service::Active && entry.config.weight > 0 && named(entry)
     };
     vip.backends.iter().any(begins)
-        && !vip.backends.iter().any(|entry| entry.serves() && !named(entry))
+        && !vip.backends.iter().any(|entry| vip.is_served_by(entry) && !named(entry))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::world::tests::{reported, world};
     use super::*;
-    use crate::control::state::tests::{backend, vip};
+    use crate::config;
+    use crate::control::health::Hysteresis;
+    use crate::control::state::tests::{backend, tcp_health, vip};
     use crate::units::Ticks;
 
     fn order(backend: &str, deadline_s: Option<u64>) -> DrainRequest {
@@ -319,6 +321,21 @@ mod tests {
             (Some("drained".to_owned()), Some(1))
         );
         assert!(world.dirty, "the table follows");
+    }
+
+    #[test]
+    fn a_backend_is_drained_while_others_serve_as_their_vip_fails_open() {
+        let web = vip("web", &[backend("a", 1), backend("b", 2)]);
+        let mut world = world(vec![config::Vip { health: tcp_health(), ..web }]);
+        for vip in world.registry.vips_mut() {
+            vip.backends.iter_mut().for_each(|entry| entry.health = Hysteresis::after(false));
+        }
+        let refused = drain(&mut world, &order("a", None)).err();
+        assert_eq!(refused.map(|refusal| refusal.status), Some(StatusCode::CONFLICT));
+        world.registry.vips_mut().iter_mut().for_each(|vip| vip.fails_open = true);
+        assert!(drain(&mut world, &order("a", None)).is_ok());
+        let last = drain(&mut world, &order("b", None)).err();
+        assert_eq!(last.map(|refusal| refusal.status), Some(StatusCode::CONFLICT));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tracing::{error, info};
 use super::world::World;
 use crate::control::error::ControlError;
 use crate::control::events::{Kind, NewEvent};
-use crate::control::hand_over::{Outcome, StartAgain, Step};
+use crate::control::hand_over::{Outcome, StartAgain, Started, Step};
 use crate::control::refusal::Refusal;
 
 /// State of the hand-over to another process.
@@ -16,6 +16,10 @@ pub(super) struct HandingOver {
     start_again: Option<StartAgain>,
     /// The other process, between its request and its success or failure.
     to: Option<u32>,
+    /// The last process that this one has started, until it ends.
+    started: Option<Started>,
+    /// The last process of which a failure is in the journal.
+    failed: Option<u32>,
 }
 
 impl HandingOver {
@@ -23,18 +27,18 @@ impl HandingOver {
         steps: Option<mpsc::Receiver<Step>>,
         start_again: Option<StartAgain>,
     ) -> Self {
-        Self { steps, start_again, to: None }
+        Self { steps, start_again, to: None, started: None, failed: None }
     }
 
     /// Waits for the next step of a hand-over.
     pub(super) async fn step(&mut self) -> Step {
-        let step = match &mut self.steps {
-            Some(steps) => steps.recv().await,
-            None => None,
-        };
-        match step {
-            Some(step) => step,
-            None => std::future::pending().await,
+        let Self { steps, started, .. } = self;
+        tokio::select! {
+            // What the other process says comes before its end.
+            biased;
+            Some(step) = async { steps.as_mut()?.recv().await } => step,
+            Some(step) = failure(started) => step,
+            else => std::future::pending().await,
         }
     }
 
@@ -45,7 +49,10 @@ impl HandingOver {
             None => Err("the state of this process is in no directory ([state])".to_owned()),
         };
         match started {
-            Ok(pid) => info!("SIGUSR2: started process {pid}, to take over"),
+            Ok(started) => {
+                info!("SIGUSR2: started process {}, to take over", started.pid);
+                self.started = Some(started);
+            }
             Err(reason) => error!("SIGUSR2: no hand-over: {reason}"),
         }
     }
@@ -81,6 +88,11 @@ impl HandingOver {
                 }
             }
             Step::Cancel { reason } => self.go_on(&reason, world),
+            // It may have asked before, and said why it failed.
+            Step::Failed { pid, how } if self.failed != Some(pid) => {
+                self.note_failure(pid, &how, world);
+            }
+            Step::Failed { .. } => {}
             Step::Hold { holding, outcome } => return self.hold(holding, outcome, world).await,
         }
         Ok(false)
@@ -110,11 +122,25 @@ impl HandingOver {
 
     fn go_on(&mut self, reason: &str, world: &mut World) {
         if let Some(pid) = self.to.take() {
-            let text = format!(
-                "the hand-over to process {pid} has failed: {reason}; this process goes on"
-            );
-            world.journal.record(NewEvent::new(Kind::HandOverFailed), text);
+            self.note_failure(pid, reason, world);
         }
         world.saving.go_on(&world.registry);
     }
+
+    /// Records that a process has not taken over.
+    fn note_failure(&mut self, pid: u32, reason: &str, world: &mut World) {
+        self.failed = Some(pid);
+        let text =
+            format!("the hand-over to process {pid} has failed: {reason}; this process goes on");
+        world.journal.record(NewEvent::new(Kind::HandOverFailed), text);
+    }
+}
+
+/// Waits for the failure of a process that was started; `None` if there is none, or it has ended
+/// otherwise.
+async fn failure(started: &mut Option<Started>) -> Option<Step> {
+    let Started { pid, failure } = started.as_mut()?;
+    let (pid, how) = (*pid, failure.await);
+    *started = None;
+    Some(Step::Failed { pid, how: format!("{}; it has said why", how.ok()?) })
 }

@@ -41,10 +41,10 @@ mod tests {
         let limited = Backend { max_connections: Some(10), ..backend("a", 1) };
         let mut world = world(vec![vip("web", &[limited, backend("b", 2)])]);
         let stats = std::sync::Arc::clone(&world.workers.first().unwrap().stats);
-        stats.backends.first().unwrap().flows_active.add(10);
+        stats.backends.first().unwrap().flows_active.add(9);
         watch(&mut world);
         assert!(reported(&world).is_empty());
-        stats.over_limit.first().unwrap().add(1);
+        stats.backends.first().unwrap().flows_active.add(1);
         watch(&mut world);
         watch(&mut world);
         assert_eq!(reported(&world), ["backend_full"]);

@@ -73,7 +73,13 @@ impl<'t> ClientRecord<'t> {
             (Some((backend, _)), _) => trace.record("clients", name(backend), known),
             (None, true) => trace.record("clients", "comes back", format!("{known}: too long")),
             (None, false) => {
-                let why = self.backend.map_or("gone", Backend::out_of_service);
+                let why = match self.backend {
+                    None => "gone",
+                    Some(backend) if backend.takes_new => {
+                        "it cannot take this flow, which goes elsewhere; the client keeps the backend"
+                    }
+                    Some(backend) => backend.out_of_service(),
+                };
                 let sticks = self.remember.sticky.is_some();
                 let why = if sticks { why } else { "clients do not stick at this VIP" };
                 trace.record("clients", "is free", format!("{known}: {why}"));

@@ -87,9 +87,9 @@ fn remove_from_members(netlink: &Rtnetlink, device: u32) -> Result<(), NetlinkEr
     Ok(())
 }
 
-/// Returns the id of the XDP program that the guard on a NIC belongs to, if there is one. Needs no capability,
-/// unlike the name of the XDP program itself (kernel/bpf/syscall.c, `bpf_prog_get_fd_by_id`:
-/// CAP_SYS_ADMIN).
+/// Returns the id of the XDP program that the guard on a NIC belongs to, if there is one. Needs no
+/// capability, unlike the name of the XDP program itself (kernel/bpf/syscall.c,
+/// `bpf_prog_get_fd_by_id`: CAP_SYS_ADMIN).
 pub(super) fn guarded(netlink: &Rtnetlink, index: u32) -> Result<Option<u32>, NetlinkError> {
     let name = netlink.ingress_filter(index, &FILTER)?;
     Ok(name.and_then(|name| name.strip_prefix(GUARD_NAME)?.strip_prefix(OF)?.parse().ok()))
