@@ -1,5 +1,6 @@
 //! An independent judge: tshark examines every packet that the balancer sent.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -67,8 +68,36 @@ const FIELDS: [&str; 8] = [
     "_ws.col.Info",
 ];
 
+/// Protocols that holdfast reads and writes.
+const HEADERS: [&str; 8] = ["eth", "ip", "ipv6", "icmp", "icmpv6", "tcp", "udp", "data"];
+/// Tables by which tshark chooses a dissector for a payload: by port, and by heuristics.
+const PAYLOAD_TABLES: [&str; 6] =
+    ["tcp.port", "udp.port", "tcp", "udp", "tcp.payload", "udp.payload"];
+
+/// Every protocol that tshark might see in a payload. Random bytes, or a client's port, would make
+/// it take a stream for a protocol's, and call packets malformed that are not.
+fn payload_protocols() -> BTreeSet<String> {
+    let mut protocols = BTreeSet::new();
+    // Rows of `decodes` are table, selector, protocol; of `heuristic-decodes` table, protocol,
+    // enabled.
+    for (listing, column) in [("decodes", 2), ("heuristic-decodes", 1)] {
+        let output = Command::new("tshark").args(["-G", listing]).output().unwrap();
+        for line in succeeded("tshark", &output).lines() {
+            let fields: Vec<&str> = line.split('\t').collect();
+            if PAYLOAD_TABLES.contains(&fields[0]) && !HEADERS.contains(&fields[column]) {
+                protocols.insert(fields[column].to_owned());
+            }
+        }
+    }
+    assert!(protocols.contains("http"), "tshark -G lists {} protocols", protocols.len());
+    protocols
+}
+
 fn judge(file: &Path) -> Verdict {
     let mut command = Command::new("tshark");
+    for protocol in payload_protocols() {
+        command.args(["--disable-protocol", &protocol]);
+    }
     for protocol in ["ip", "tcp", "udp"] {
         command.args(["-o", &format!("{protocol}.check_checksum:TRUE")]);
     }
