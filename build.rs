@@ -4,8 +4,9 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
 
-/// The balancer's program, and the traffic generator's.
-const SOURCES: [&str; 2] = ["src/xdp/steer.bpf.c", "src/xdp/generate.bpf.c"];
+/// The balancer's program, the traffic generator's, and the one for backends.
+const SOURCES: [&str; 3] =
+    ["src/xdp/steer.bpf.c", "src/xdp/generate.bpf.c", "src/xdp/backend.bpf.c"];
 const CURE: &str = "install them with `apt install clang libbpf-dev` (Debian, Ubuntu) or \
                     `dnf install clang libbpf-devel` (Fedora), or name a clang in $CLANG";
 

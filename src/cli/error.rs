@@ -4,6 +4,7 @@ use std::io;
 
 use super::client::ClientError;
 use crate::config::ConfigErrors;
+use crate::xdp::backend::BackendError;
 
 /// Reason why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,9 @@ pub enum CliError {
     /// A simulated change exceeds a bound; one message per finding.
     #[error("{}", .0.join("\n"))]
     Bound(Vec<String>),
+    /// The program of a backend could not be loaded, read or removed.
+    #[error("{0}")]
+    Backend(#[from] BackendError),
     /// `run` could not start or had to stop.
     #[error("{0}")]
     Run(Box<dyn std::error::Error + Send + Sync>),

@@ -4,6 +4,7 @@
 //! errors and sets the exit code. Commands use [`client`] to reach a running holdfast.
 
 mod args;
+pub mod backend;
 pub mod check;
 pub mod client;
 pub mod clients;
@@ -74,6 +75,8 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// Generate traffic for a load balancer and judge its forwarding
     Generate(Box<generate::GenerateArgs>),
+    /// Load the program of a real server: decapsulation, and lost connections (fleet)
+    Backend(backend::BackendArgs),
     /// Simulate a change: broken flows, moved flows and imbalance, per scheduler
     Whatif(Box<whatif::WhatifArgs>),
 }
@@ -122,6 +125,7 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Explain(args) => explain::explain(&args, &mut out)?,
         Command::Replay(args) => replay::replay(&args, colours, &mut out)?,
         Command::Generate(args) => generate::generate(&args, &mut out)?,
+        Command::Backend(args) => backend::backend(&args, &mut out)?,
         Command::Whatif(args) => whatif::whatif(&args, colours, &mut out)?,
     }
     Ok(out.flush()?)

@@ -10,6 +10,7 @@
 
 pub mod affinity;
 pub mod explain;
+pub mod history;
 pub mod listeners;
 pub mod local;
 pub mod new_flows;

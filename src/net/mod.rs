@@ -4,6 +4,7 @@
 mod access;
 mod address;
 mod family;
+mod fleet_key;
 mod flow_key;
 mod forward;
 mod id;
@@ -22,6 +23,7 @@ pub use access::{
 };
 pub use address::Address;
 pub use family::Family;
+pub use fleet_key::FleetKey;
 pub use flow_key::FlowKey;
 pub use forward::Forward;
 pub use id::{BackendId, BackendIndex, MAX_NICS, NicIndex, VipId};

@@ -3,6 +3,7 @@
 //! etherparse parses headers ([`crate::datapath::parse`]). These modules cover the remaining tasks:
 //! changing bytes and patching checksums incrementally.
 
+pub mod ask;
 pub mod checksum;
 pub mod ethernet;
 pub mod headers;

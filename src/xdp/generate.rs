@@ -11,12 +11,12 @@ use aya::maps::{PerCpuArray, PerCpuValues, XskMap};
 use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 
+use super::load::load_in_spite_of_signals;
 use super::nic::Nic;
 use super::program::Attached;
 use super::program::error::{
     ProgramError, io_cause, load_error, map, map_error, no_map, with_causes,
 };
-use super::program::load::load_in_spite_of_signals;
 use super::queue::XskQueue;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generate.bpf.o"));

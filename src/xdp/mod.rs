@@ -15,6 +15,7 @@
 //! [`umem::Umem::create`], [`queue::XskQueue::open`] and [`program::Steering::set_socket`] for each
 //! (NIC, queue), [`program::Steering::sync`], and [`program::Steering::attach`] last.
 
+pub mod backend;
 pub mod cpu;
 pub mod fake;
 pub mod generate;
@@ -29,5 +30,7 @@ pub mod steer;
 pub mod umem;
 pub mod waker;
 
+mod load;
 mod netlink;
+mod object;
 mod os;

@@ -20,8 +20,6 @@
 mod access;
 pub(super) mod error;
 mod guard;
-pub(super) mod load;
-mod object;
 mod rules;
 
 use std::io;
@@ -35,12 +33,12 @@ use aya::programs::{ProgramFd, ProgramInfo, loaded_programs};
 use super::cpu;
 use super::netlink::{NetlinkError, Rtnetlink};
 use super::nic::Nic;
+use super::object::{self, Object, Program};
 use super::queue::XskQueue;
 
 use crate::net::VipId;
 use error::{is_permission, load_error, map_error, with_causes};
 use guard::{Guard, guarded};
-use object::{Object, Program};
 use rules::Rules;
 
 pub use crate::net::SteerRules;
@@ -48,7 +46,8 @@ pub use access::AccessMap;
 pub use error::ProgramError;
 pub use guard::{GUARD_NAME, LINGER};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 
 /// Name of the program, in the object and in the kernel (which stores 15 bytes of it). It
 /// identifies the program of a killed process.

@@ -58,6 +58,11 @@ impl Built {
         Self { kind, candidates, scheduler }
     }
 
+    /// Whether both make the same choices.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.candidates == other.candidates
+    }
+
     /// Kind and settings of the scheduler.
     pub const fn kind(&self) -> SchedulerKind {
         self.kind

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use aya::programs::ProgramError;
 
-use super::object::{CLASSIFIER, Object, Program};
 use crate::xdp::netlink::{AttachedIds, IngressFilter, NetlinkError, Rtnetlink};
+use crate::xdp::object::{CLASSIFIER, Object, Program};
 
 /// Name of the program in the object and in the kernel. `tc filter show` prints also the XDP program
 /// to which it belongs: `holdfast_guard/xdp/1234`.

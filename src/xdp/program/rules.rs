@@ -20,10 +20,10 @@ use aya::maps::{Array, HashMap, MapData, MapError};
 
 use super::access::{Words, rates};
 use super::error::{ProgramError, map_error};
-use super::object::Object;
 use crate::net::{
     Address, Listen, ListenKey, MAX_STEERED, Network, PortRange, Protocol, SteerRules,
 };
+use crate::xdp::object::Object;
 
 // Sizes of the maps; keep in step with steer.bpf.c.
 const MAX_SERVICES: usize = MAX_STEERED;

@@ -10,7 +10,7 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Calls `load`, and retries when a signal interrupts the verifier. That fails with `EAGAIN`
 /// (`do_check` in kernel/bpf/verifier.c), independent of the program.
-pub(in crate::xdp) fn load_in_spite_of_signals(
+pub(super) fn load_in_spite_of_signals(
     mut load: impl FnMut() -> Result<(), ProgramError>,
 ) -> Result<(), ProgramError> {
     let end = Instant::now() + LOAD_PATIENCE;

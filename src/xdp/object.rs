@@ -22,8 +22,8 @@ use aya_obj::generated::{
     bpf_prog_type,
 };
 
-use super::error::no_map;
 use super::load::load_in_spite_of_signals;
+use super::program::error::no_map;
 
 /// Size of the verifier's log in bytes, and the part of it that an error has: the end, with the
 /// reason.
@@ -56,6 +56,8 @@ pub(super) const CLASSIFIER: Kind =
 /// The maps of an object, and its programs before they are loaded.
 pub(super) struct Object {
     maps: HashMap<String, Map>,
+    /// Ids of the maps, as in `bpftool map`.
+    ids: HashMap<String, u32>,
     /// The programs, which refer to the maps.
     code: aya_obj::Object,
     btf: OwnedFd,
@@ -81,9 +83,16 @@ impl Object {
         });
         code.relocate_maps(references, &text)?;
         code.relocate_calls(&text)?;
+        let id = |(name, _, data): &(String, _, MapData)| Ok((name.clone(), data.info()?.id()));
+        let ids = created.iter().map(id).collect::<Result<_, MapError>>()?;
         let map = |(name, _, data)| Ok((name, Map::from_map_data(data)?));
         let maps = created.into_iter().map(map).collect::<Result<_, MapError>>()?;
-        Ok(Self { maps, code, btf })
+        Ok(Self { maps, ids, code, btf })
+    }
+
+    /// Returns the id of a map, as in `bpftool map`.
+    pub(super) fn map_id(&self, name: &str) -> Result<u32, MapError> {
+        self.ids.get(name).copied().ok_or_else(|| no_map(name))
     }
 
     /// Returns a map.
@@ -360,8 +369,8 @@ struct ProgInfo {
 mod tests {
     use aya_obj::ProgramSection;
 
-    use super::super::{GUARD_NAME, OBJECT, PROGRAM_NAME};
     use super::*;
+    use crate::xdp::program::{GUARD_NAME, OBJECT, PROGRAM_NAME};
 
     #[test]
     fn programs_are_loaded_as_the_kinds_that_the_object_states() {
