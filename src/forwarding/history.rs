@@ -51,7 +51,7 @@ impl State {
 
     /// Returns the backends that it may have chosen for a flow: one, or two while one of them took a
     /// share.
-    fn chosen(&self, hash: u64) -> impl Iterator<Item = BackendId> {
+    pub fn chosen(&self, hash: u64) -> impl Iterator<Item = BackendId> {
         let first = self.choose(hash, true);
         let partly = first.is_some_and(|taker| taker.partly);
         let other = if partly { self.choose(hash, false) } else { None };

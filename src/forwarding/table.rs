@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use super::affinity::{Affinity, Secret};
+use super::history::{History, State, Taker};
 use super::listeners::Listeners;
 use super::local::UNLIMITED;
 use super::old_listeners::OldListeners;
@@ -75,6 +76,10 @@ pub struct Vip {
     pub shares: Shares,
     /// Client addresses with flows spread over several backends.
     pub splits: Splits,
+    /// What its choice depends on.
+    state: State,
+    /// What it depended on in earlier tables.
+    history: History,
     /// Whether workers report its new flows as samples.
     pub sampled: bool,
     /// Whether its backends, all of which are down, count as up.
@@ -239,6 +244,36 @@ impl ForwardingTable {
         table
     }
 
+    /// Returns the backends that may have a flow without a pin, each once, the likeliest first, and
+    /// those last that seem to be gone: the choice of this table, that which it would make if all
+    /// backends were in service, and those of the VIP's earlier [states](super::history).
+    ///
+    /// Cost: some ten choices of the scheduler.
+    pub fn owners(&self, vip: &Vip, key: &FlowKey) -> Vec<&Backend> {
+        let hash = |splits: &Splits| vip.policy.affinity.hash(&self.secret, key, splits);
+        let takers = self.takers(&vip.scheduler, |_| true);
+        let all = State::new(vip.scheduler.clone(), vip.splits.clone(), takers);
+        let now = vip.state.chosen(hash(&vip.splits));
+        let chosen = now.chain(all.chosen(hash(&vip.splits))).chain(vip.history.chosen(hash));
+        let mut owners: Vec<&Backend> = Vec::new();
+        for backend in chosen.filter_map(|id| self.pinned(id)) {
+            if !owners.iter().any(|known| known.id == backend.id) && backend.next_hop.is_some() {
+                owners.push(backend);
+            }
+        }
+        owners.sort_by_key(|backend| !backend.takes_non_syn);
+        owners
+    }
+
+    /// Backends with weight that `takes` accepts.
+    fn takers(&self, scheduler: &Built, takes: impl Fn(&Backend) -> bool) -> Vec<Taker> {
+        let with_weight = scheduler.candidates().iter().filter(|one| one.weight > 0);
+        let backends = with_weight.filter_map(|candidate| self.backend(candidate.backend));
+        let taker =
+            |backend: &Backend| Taker { id: backend.id, partly: backend.share < FULL_SHARE };
+        backends.filter(|backend| takes(backend)).map(taker).collect()
+    }
+
     /// Sequence number of this table among the published ones.
     pub const fn generation(&self) -> u64 {
         self.generation
@@ -383,7 +418,7 @@ impl ForwardingTable {
                 self.tunnel_ends.insert(backend.address.into());
             }
         }
-        let vip = Vip { shares, mtu, ..Vip::new(spec, &self.secret, previous) };
+        let vip = Vip { shares, mtu, ..Vip::new(spec, self, previous) };
         place(&mut self.vips, spec.id.0, vip);
     }
 
@@ -453,11 +488,21 @@ pub fn return_listen(backend: &BackendSpec, ports: PortRange, protocol: Protocol
 }
 
 impl Vip {
-    fn new(spec: &VipSpec, secret: &Secret, previous: Option<&Self>) -> Self {
+    /// `table`: with the VIP's backends, but without the VIP.
+    fn new(spec: &VipSpec, table: &ForwardingTable, previous: Option<&Self>) -> Self {
         let candidates = Server::all(&spec.backends).map(candidate).collect();
         let names = names(spec, previous);
-        let previous = previous.map(|vip| &vip.scheduler);
-        let scheduler = Built::build(spec.policy.scheduler, secret, candidates, previous);
+        let built = previous.map(|vip| &vip.scheduler);
+        let scheduler = Built::build(spec.policy.scheduler, &table.secret, candidates, built);
+        let state = State::new(
+            scheduler.clone(),
+            spec.splits.clone(),
+            table.takers(&scheduler, |backend| backend.takes_new),
+        );
+        let history = match previous {
+            Some(Self { state: past, history, .. }) => history.after(past, &state),
+            None => History::default(),
+        };
         let freest = spec.policy.remember.filter(|remember| remember.on_reentry == Reentry::Freest);
         Self {
             id: spec.id,
@@ -467,6 +512,8 @@ impl Vip {
             freest: freest.map(|_| LeastConnections::build(scheduler.candidates())),
             scheduler,
             splits: spec.splits.clone(),
+            state,
+            history,
             shares: Shares::default(),
             sampled: spec.sampled,
             fails_open: spec.fails_open,
@@ -694,6 +741,67 @@ mod tests {
 
     fn key(address: [u8; 4], port: u16) -> ListenKey {
         ListenKey { address: Address::from_v4(address), port, protocol: Protocol::Tcp }
+    }
+
+    /// Whatever has changed since a flow began, its backend is among its owners.
+    #[test]
+    fn the_owners_of_a_flow_include_the_backend_that_an_earlier_table_has_chosen() {
+        use crate::forwarding::scheduler::testing::TestPool;
+        let with = |backends: &[BackendSpec]| VipSpec { backends: backends.to_vec(), ..spec(0) };
+        let b = |index, change: fn(&mut BackendSpec)| {
+            let mut backend = backend(index);
+            change(&mut backend);
+            backend
+        };
+        let as_is = |index| backend(index);
+        let down: fn(&mut BackendSpec) = |backend| backend.up = false;
+        let drains: fn(&mut BackendSpec) = |backend| backend.service = Service::Draining;
+        let heavier: fn(&mut BackendSpec) = |backend| backend.weight = 4;
+        let pools = [
+            with(&[as_is(0), as_is(1), as_is(2)]),
+            with(&[as_is(0), as_is(1), as_is(2), as_is(3)]),
+            with(&[as_is(0), b(1, heavier), as_is(2), as_is(3)]),
+            with(&[b(0, drains), b(1, heavier), as_is(2), as_is(3)]),
+            with(&[b(0, drains), b(1, heavier), b(2, down), as_is(3)]),
+        ];
+        let mut table: Option<ForwardingTable> = None;
+        let mut chosen: Vec<Vec<BackendIndex>> = Vec::new();
+        let flow = |port| FlowKey {
+            client: Address::from_v4([198, 51, 100, 1]),
+            vip: Address::from_v4([192, 0, 2, 10]),
+            client_port: port,
+            vip_port: 80,
+            protocol: Protocol::Tcp,
+        };
+        for (generation, pool) in (1..).zip(&pools) {
+            let specs = [pool.clone()];
+            let next = ForwardingTable::build(
+                generation,
+                [0; 16],
+                Local::default(),
+                &specs,
+                table.as_ref(),
+            );
+            let vip = next.vip(VipId(0)).unwrap();
+            let out = |index: &u16| !next.backend(BackendIndex(*index)).unwrap().takes_new;
+            let all = u16::try_from(pool.backends.len()).unwrap();
+            let mut pool = TestPool { out: (0..all).filter(out).collect(), ..TestPool::default() };
+            let mut choose = |port| {
+                let hash = vip.affinity_hash(&next.secret, &flow(port));
+                vip.scheduler.scheduler().choose(hash, &mut pool).unwrap()
+            };
+            chosen.push((1000..1100).map(&mut choose).collect());
+            for (port, at) in (1000..1100).zip(0..) {
+                let owners: Vec<_> =
+                    next.owners(vip, &flow(port)).iter().map(|it| it.id.index).collect();
+                assert_eq!(owners[0], chosen.last().unwrap()[at], "the present choice first");
+                for earlier in &chosen {
+                    assert!(owners.contains(&earlier[at]), "{port}: {owners:?} {earlier:?}");
+                }
+                assert!(owners.len() <= 4, "{owners:?}");
+            }
+            table = Some(next);
+        }
     }
 
     #[test]
