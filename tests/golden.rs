@@ -4,6 +4,7 @@
 
 mod golden {
     mod answers;
+    mod ask;
     mod fragment_out;
     mod fragments;
     mod full_nat;

@@ -24,7 +24,7 @@ use super::split::RawSplit;
 use super::sticky::{RawSticky, on_reentry, remember};
 use super::timeouts::RawTimeouts;
 use super::{pin, policy, quic, share};
-use crate::forwarding::{Ports, VipPolicy};
+use crate::forwarding::{Ask, Ports, VipPolicy};
 use crate::net::{Forward, Network, PortRange, Protocol};
 
 /// Default protocol: most VIPs are TCP.
@@ -287,6 +287,7 @@ impl RawVip {
                 reject_no_backend,
                 proxy,
                 syn_proxy,
+                ask: Ask::default(),
                 table_share,
                 mss,
                 quic: Box::default(),

@@ -11,6 +11,7 @@
 //! A packet is handled to its end before the next one of its batch, which then sees the result.
 //! Cost: none for packets of pinned flows.
 
+use super::ask::{ask, owners};
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::context::Context;
@@ -42,7 +43,10 @@ pub fn detour(
         Unsent::NoPin(_) if guards(packet, context) => {
             finish(meet(packet, resources, context), packet, resources, context);
         }
-        Unsent::NoPin(miss) => open(packet, miss, resources, context),
+        Unsent::NoPin(miss) => match owners(packet, miss, context) {
+            Some(owners) => finish(ask(packet, &owners, context), packet, resources, context),
+            None => open(packet, miss, resources, context),
+        },
         Unsent::Waits => finish(again(packet, resources, context), packet, resources, context),
         Unsent::Answers(hop) => {
             finish(answered(packet, &hop, resources, context), packet, resources, context);

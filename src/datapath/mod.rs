@@ -14,6 +14,7 @@
 //! path does not allocate, lock, log or block, except for traces; its only system calls are ring
 //! wake-ups. An idle worker may sleep.
 
+mod ask;
 pub mod batch;
 pub mod classify;
 pub mod clients;

@@ -31,7 +31,7 @@ pub use affinity::{Affinity, ClientKey, Secret, Splits};
 pub use listeners::MAX_PREFIX_LENGTHS;
 pub use local::{Local, ReplacedHop};
 pub use old_listeners::OldListen;
-pub use policy::{FlowTimeouts, Timeouts, VipPolicy};
+pub use policy::{Ask, FlowTimeouts, Timeouts, VipPolicy};
 pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
 pub use service::{FlowAction, Miss, RESET_TIME, Service};

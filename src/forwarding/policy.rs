@@ -38,6 +38,8 @@ pub struct VipPolicy {
     /// NAT and full NAT, TCP: whether clients prove themselves to this box, by a SYN cookie, before a
     /// backend sees them.
     pub syn_proxy: bool,
+    /// TCP, where replies do not pass this box: which backends are asked about a flow without a pin.
+    pub ask: Ask,
     /// Guaranteed share of each worker's flow table and SNAT ports, in parts per million; `None`: a
     /// part of the [common one](super::share).
     pub table_share: Option<u32>,
@@ -65,11 +67,25 @@ impl Default for VipPolicy {
             reject_no_backend: true,
             proxy: false,
             syn_proxy: false,
+            ask: Ask::default(),
             table_share: None,
             mss: None,
             quic: Box::default(),
         }
     }
+}
+
+/// Backends that are asked whether they have a flow without a pin.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// No backend: the hash decides.
+    #[default]
+    Never,
+    /// Those that the present table and earlier ones may have chosen, one after the other.
+    History,
+    /// Each, with a packet of its own.
+    All,
 }
 
 /// Idle time-outs of a VIP's flows.

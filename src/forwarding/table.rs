@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use hashbrown::{HashMap, HashSet};
 
 use super::affinity::{Affinity, Secret};
@@ -23,6 +24,12 @@ use crate::net::{
     Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PathKey,
     PortRange, Protocol, VipId, exact,
 };
+
+/// Most backends that may have a flow.
+pub const MAX_OWNERS: usize = 16;
+
+/// Backends that may have a flow, the likeliest first.
+pub type Owners<'t> = ArrayVec<&'t Backend, MAX_OWNERS>;
 
 /// The immutable forwarding state of all workers.
 ///
@@ -78,6 +85,8 @@ pub struct Vip {
     pub splits: Splits,
     /// What its choice depends on.
     state: State,
+    /// The same, if all backends with weight were in service.
+    whole: State,
     /// What it depended on in earlier tables.
     history: History,
     /// Whether workers report its new flows as samples.
@@ -248,21 +257,21 @@ impl ForwardingTable {
     /// those last that seem to be gone: the choice of this table, that which it would make if all
     /// backends were in service, and those of the VIP's earlier [states](super::history).
     ///
-    /// Cost: some ten choices of the scheduler.
-    pub fn owners(&self, vip: &Vip, key: &FlowKey) -> Vec<&Backend> {
+    /// Cost: some ten choices of the scheduler; no allocation.
+    pub fn owners(&self, vip: &Vip, key: &FlowKey) -> Owners<'_> {
         let hash = |splits: &Splits| vip.policy.affinity.hash(&self.secret, key, splits);
-        let takers = self.takers(&vip.scheduler, |_| true);
-        let all = State::new(vip.scheduler.clone(), vip.splits.clone(), takers);
-        let now = vip.state.chosen(hash(&vip.splits));
-        let chosen = now.chain(all.chosen(hash(&vip.splits))).chain(vip.history.chosen(hash));
-        let mut owners: Vec<&Backend> = Vec::new();
-        for backend in chosen.filter_map(|id| self.pinned(id)) {
-            if !owners.iter().any(|known| known.id == backend.id) && backend.next_hop.is_some() {
-                owners.push(backend);
+        let present = hash(&vip.splits);
+        let now = vip.state.chosen(present).chain(vip.whole.chosen(present));
+        let mut ids = ArrayVec::<BackendId, MAX_OWNERS>::new();
+        for id in now.chain(vip.history.chosen(hash)) {
+            if !ids.contains(&id) && !ids.is_full() {
+                ids.push(id);
             }
         }
-        owners.sort_by_key(|backend| !backend.takes_non_syn);
-        owners
+        let known = || ids.iter().filter_map(|&id| self.pinned(id));
+        let reachable = || known().filter(|backend| backend.next_hop.is_some());
+        let there = reachable().filter(|backend| backend.takes_non_syn);
+        there.chain(reachable().filter(|backend| !backend.takes_non_syn)).collect()
     }
 
     /// Backends with weight that `takes` accepts.
@@ -499,6 +508,8 @@ impl Vip {
             spec.splits.clone(),
             table.takers(&scheduler, |backend| backend.takes_new),
         );
+        let takers = table.takers(&scheduler, |_| true);
+        let whole = State::new(scheduler.clone(), spec.splits.clone(), takers);
         let history = match previous {
             Some(Self { state: past, history, .. }) => history.after(past, &state),
             None => History::default(),
@@ -513,6 +524,7 @@ impl Vip {
             scheduler,
             splits: spec.splits.clone(),
             state,
+            whole,
             history,
             shares: Shares::default(),
             sampled: spec.sampled,

@@ -43,6 +43,13 @@ impl Tunnels {
         if destination.is_v4() { self.source_v4 } else { self.source_v6 }
     }
 
+    /// UDP source and destination port of a GUE packet, for a flow hash.
+    #[inline]
+    pub const fn gue_ports(&self, hash: u64) -> (u16, u16) {
+        let [.., p0, p1] = hash.to_be_bytes();
+        (GUE_SOURCE_PORTS | u16::from_be_bytes([p0, p1]), self.gue_port)
+    }
+
     /// Extends the rules of the XDP program: ICMP errors about tunnel packets of the local box are
     /// steered to the workers.
     #[must_use]

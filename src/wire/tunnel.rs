@@ -85,6 +85,9 @@ pub struct Outer {
     pub destination: Address,
     /// GUE: UDP source and destination port.
     pub gue: Option<(u16, u16)>,
+    /// GUE: 4-byte words of private data behind its header, at most 31, which [`write`](Self::write)
+    /// leaves alone.
+    pub private: u8,
     /// IPv6: the flow label, 20 bits.
     pub flow_label: u32,
     /// IPv4: the don't-fragment bit.
@@ -104,7 +107,7 @@ impl Outer {
     /// Length of the headers in bytes.
     #[inline]
     pub const fn overhead(&self) -> u16 {
-        overhead(self.destination.family(), self.gue.is_some())
+        overhead(self.destination.family(), self.gue.is_some()) + 4 * self.private as u16
     }
 
     /// The Ethernet type of the packet.
@@ -134,11 +137,13 @@ impl Outer {
             rest
         };
         if let Some((source, destination)) = self.gue {
-            let udp_len = (inner.len + UDP_LEN + GUE_LEN).to_be_bytes();
+            let gue_len = GUE_LEN + 4 * u16::from(self.private);
+            let udp_len = (inner.len + UDP_LEN + gue_len).to_be_bytes();
             let ([s0, s1], [d0, d1]) = (source.to_be_bytes(), destination.to_be_bytes());
             let [l0, l1] = udp_len;
             let next = inner.protocol_number();
-            *rest.first_chunk_mut()? = [s0, s1, d0, d1, l0, l1, 0, 0, 0, next, 0, 0];
+            *rest.first_chunk_mut()? =
+                [s0, s1, d0, d1, l0, l1, 0, 0, self.private & 31, next, 0, 0];
         }
         Some(())
     }
@@ -195,6 +200,7 @@ mod tests {
             source: address(1),
             destination: address(2),
             gue: gue.then_some((0xc123, 6080)),
+            private: 0,
             flow_label: 0xabcde,
             dont_fragment: false,
             identification: 0x1234,

@@ -13,7 +13,6 @@ use crate::datapath::context::Context;
 use crate::datapath::path_mtu::inner_limit;
 use crate::forwarding::OuterDf;
 use crate::forwarding::table::Backend;
-use crate::forwarding::tunnel::GUE_SOURCE_PORTS;
 use crate::net::{Family, Forward, Tuple};
 use crate::stats::Drop;
 use crate::wire::tunnel::{Inner, Outer, overhead};
@@ -63,8 +62,7 @@ pub(in crate::datapath) fn outer(
     let tunnels = &context.table.local().tunnels;
     let hash = context.table.entropy().hash(flow);
     let source = tunnels.sources(backend.address)?.of(hash);
-    let [.., l0, l1, l2, p0, p1] = hash.to_be_bytes();
-    let gue_source = GUE_SOURCE_PORTS | u16::from_be_bytes([p0, p1]);
+    let [.., l0, l1, l2, _, _] = hash.to_be_bytes();
     let dont_fragment = match tunnels.outer_df {
         OuterDf::Inner => inner_df,
         OuterDf::Set => true,
@@ -73,7 +71,8 @@ pub(in crate::datapath) fn outer(
     Some(Outer {
         source,
         destination: backend.address,
-        gue: (backend.forward == Forward::Gue).then_some((gue_source, tunnels.gue_port)),
+        gue: (backend.forward == Forward::Gue).then(|| tunnels.gue_ports(hash)),
+        private: 0,
         flow_label: u32::from_be_bytes([0, l0 & 0x0f, l1, l2]),
         dont_fragment,
         // A packet that is never fragmented needs none (RFC 6864 4.1).
@@ -135,6 +134,7 @@ mod tests {
             source: Address::from_v6([0xfd; 16]),
             destination: Address::from_v6([0xfc; 16]),
             gue: Some((0xc000, 6080)),
+            private: 0,
             flow_label: 0,
             dont_fragment: true,
             identification: 0,

@@ -1,0 +1,137 @@
+//! Packets in mid-flow without a pin, whose backends are asked for the flow.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use holdfast::forwarding::{Ask, Local, Service, VipSpec};
+use holdfast::net::{FleetKey, Forward};
+
+use super::tunnel::tunnels;
+use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, segment, spec, tcp};
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+const MODES: [Forward; 3] = [Forward::Dsr, Forward::Ipip, Forward::Gue];
+const KEY: FleetKey = FleetKey([9; 16]);
+const BACKENDS: u16 = 4;
+
+fn rig(forward: Forward, inner: Family, outer: Family) -> Rig {
+    let mut vip: VipSpec = spec(0, forward, inner, 1, BACKENDS);
+    vip.policy.ask = Ask::History;
+    for (index, backend) in (0..).zip(&mut vip.backends) {
+        backend.address = outer.backend(index);
+    }
+    let fleet = Some([KEY, KEY]);
+    let local = Local { mtus: vec![1500], tunnels: tunnels(), fleet, ..Local::default() };
+    Rig::in_box(local, 1, 1, vec![vip])
+}
+
+/// An ask as it is on the wire: the hops, whether it is cut, and the inner packet.
+struct Asked {
+    hops: Vec<IpAddr>,
+    is_cut: bool,
+    inner: Vec<u8>,
+}
+
+/// Reads an ask; `None` for any other packet.
+fn asked(sent: &Sent) -> Option<Asked> {
+    let packet = SlicedPacket::from_ethernet(&sent.bytes).unwrap();
+    let TransportSlice::Udp(udp) = packet.transport? else { return None };
+    if udp.destination_port() != 6080 || !udp.payload().get(4..).is_some_and(is_ask) {
+        return None;
+    }
+    let [lengths, _, 0, 0] = *udp.payload().first_chunk().unwrap() else { unreachable!("GUE") };
+    let (private, inner) = udp.payload()[4..].split_at(usize::from(lengths) * 4);
+    let (first, v6) = match packet.net.unwrap() {
+        NetSlice::Ipv4(ip) => {
+            let header = ip.header().to_header();
+            assert_eq!(header.header_checksum, header.calc_header_checksum());
+            (IpAddr::from(header.destination), false)
+        }
+        NetSlice::Ipv6(ip) => (IpAddr::from(ip.header().destination_addr()), true),
+        other => unreachable!("{other:?}"),
+    };
+    let [_, _, _, _, next, count, family, flags] = *private.first_chunk().unwrap();
+    assert_eq!((next, family), (1, if v6 { 6 } else { 4 }));
+    let address = |bytes: &[u8]| match v6 {
+        true => IpAddr::from(<[u8; 16]>::try_from(bytes).unwrap()),
+        false => IpAddr::from(<[u8; 4]>::try_from(bytes).unwrap()),
+    };
+    let each = if v6 { 16 } else { 4 };
+    let list = &private[8..private.len() - 8];
+    let hops: Vec<_> = list.chunks(each).skip(1).map(address).collect();
+    assert_eq!((hops.len(), hops[0]), (usize::from(count), first), "the first hop has the packet");
+    Some(Asked { hops, is_cut: flags == 1, inner: inner.to_vec() })
+}
+
+fn is_ask(private: &[u8]) -> bool {
+    private.starts_with(b"hfA1")
+}
+
+/// With one pool the hash tells; after a change of it, those are asked whose flow it may be.
+#[test]
+fn backends_are_asked_where_the_hash_does_not_tell() {
+    for forward in MODES {
+        for (inner, outer) in FAMILIES.into_iter().flat_map(|a| FAMILIES.map(|b| (a, b))) {
+            if forward == Forward::Dsr && inner != outer {
+                continue;
+            }
+            let mut rig = rig(forward, inner, outer);
+            let mut places = BTreeMap::new();
+            for port in 1000..1200 {
+                // A SYN is a new flow, whatever there is to ask.
+                let sent = rig.send(0, 0, &tcp(inner, port, 80, "S")).remove(0);
+                assert!(asked(&sent).is_none());
+                places.insert(port, sent.destination_mac());
+                let later = rig.send(0, 0, &tcp(inner, port + 1000, 80, "A")).remove(0);
+                assert!(asked(&later).is_none(), "one pool");
+            }
+            // Another box with the history of this one: it has no pins.
+            let mut other = self::rig(forward, inner, outer);
+            let drains = |vips: &mut [VipSpec]| vips[0].backends[0].service = Service::Draining;
+            other.change(drains);
+            let mut asks = 0;
+            for (port, began) in &places {
+                let packet = tcp(inner, *port, 80, "A");
+                let sent = other.send(0, 0, &packet).remove(0);
+                let Some(Asked { hops, is_cut, inner: carried }) = asked(&sent) else {
+                    assert_eq!(sent.destination_mac(), *began, "{forward:?} {port}");
+                    continue;
+                };
+                asks += 1;
+                assert!(!is_cut && packet[14..].starts_with(&carried), "{forward:?}");
+                assert_eq!(carried.len(), packet.len() - 14);
+                assert_eq!(hops.len(), 2, "{hops:?}");
+                assert!(hops.contains(&outer.backend(0)), "{hops:?}: the one that drains");
+                assert_eq!(*began, crate::rig::backend_mac(0));
+            }
+            assert!((30..70).contains(&asks), "{asks} of 200: those of one backend in four");
+        }
+    }
+}
+
+#[test]
+fn a_packet_that_does_not_fit_goes_as_its_first_bytes() {
+    for family in FAMILIES {
+        let mut rig = rig(Forward::Ipip, family, family);
+        rig.change(|vips| vips[0].backends[0].service = Service::Draining);
+        // The longest packet that fits into the tunnel.
+        let data = if family == Family::V4 { 1440 } else { 1400 };
+        let (mut cut, mut whole) = (0, 0);
+        for port in 1000..1100 {
+            let ends = ((family.client(), port), (family.vip(), 80));
+            let macs = (CLIENT_MAC, nic_mac(0));
+            let packet = segment(macs, ends.0, ends.1, (5, 6, "A"), &[], &vec![7; data]);
+            let sent = rig.send(0, 0, &packet).remove(0);
+            match asked(&sent) {
+                Some(Asked { is_cut, inner, .. }) => {
+                    assert!(is_cut && inner.len() == 100, "{}", inner.len());
+                    assert_eq!(inner, packet[14..114]);
+                    cut += 1;
+                }
+                None => whole += 1,
+            }
+        }
+        assert!(cut > 10 && whole > 50, "{cut} {whole}");
+    }
+}
