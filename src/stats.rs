@@ -228,6 +228,10 @@ named! {
     SynProxyWaits = "syn_proxy_waits",
     /// VIPs with `syn_proxy`: opens a flow, and its TCP checksum is wrong.
     BadTcpChecksum = "bad_tcp_checksum",
+    /// The answer of a backend that has the flow it was asked about: the flow is pinned.
+    AskAnswer = "ask_answer",
+    /// An answer of no backend that was asked, or about a flow that is not of its VIP.
+    BadAnswer = "bad_answer",
     /// A packet of a terminated TCP flow; both ends are sent a RST.
     FlowReset = "flow_reset",
     /// From a client behind two VLAN tags, of which too many pairs are known already (some 4,000).

@@ -74,7 +74,7 @@ impl Config {
     pub fn local(&self, mtus: Vec<u16>, macs: Vec<[u8; 6]>) -> Local {
         let new_flows = self.new_flows.per_worker(self.workers.cores.len());
         let (tunnels, icmp) = (self.tunnels, self.icmp);
-        Local { mtus, macs, tunnels, icmp, new_flows, fleet: None, replaced_hops: Vec::new() }
+        Local { mtus, macs, tunnels, icmp, new_flows, replaced_hops: Vec::new() }
     }
 
     /// Returns the sizes of the tables that all workers share.

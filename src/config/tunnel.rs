@@ -35,6 +35,7 @@ impl RawTunnel {
             source_v4: sources(self.source_v4, &key_path.key("source_v4"), Family::V4, report),
             source_v6: sources(self.source_v6, &key_path.key("source_v6"), Family::V6, report),
             gue_port: report.integer(&port_at, self.gue_port, GUE_PORT, 1..=u16::MAX),
+            fleet: None,
             outer_df: df.unwrap_or_default(),
         }
     }

@@ -113,6 +113,8 @@ pub enum Direction {
     UnpinnedReply(ListenKey),
     /// Fragment of a flow not yet known; becomes the direction of the flow.
     Fragment,
+    /// Answer of a backend that was asked for a flow.
+    Answer,
     /// Back to the packet's sender: the packet was turned into this local reply.
     LocalReply(LocalReply),
 }

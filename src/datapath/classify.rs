@@ -89,7 +89,14 @@ fn classify_reply(
     context: &Context<'_>,
     secret: &TableSecret,
 ) -> Result<(), Drop> {
-    let ListenKey { address, port, protocol } = tuple.listen_key();
+    let key = tuple.listen_key();
+    if context.table.local().tunnels.is_answered_at(key) {
+        packet.forget();
+        packet.direction = Direction::Answer;
+        packet.flow = HashedKey::unhashed(tuple);
+        return Ok(());
+    }
+    let ListenKey { address, port, protocol } = key;
     if protocol == Protocol::Any {
         return classify_old(packet, tuple, context, secret).ok_or(Drop::UnsupportedProtocol);
     }

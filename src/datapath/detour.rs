@@ -11,7 +11,7 @@
 //! A packet is handled to its end before the next one of its batch, which then sees the result.
 //! Cost: none for packets of pinned flows.
 
-use super::ask::{ask, owners};
+use super::ask::{ask, owners, pinned_by as answered_ask};
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::context::Context;
@@ -39,6 +39,10 @@ pub fn detour(
     context: &Context<'_>,
 ) {
     match unsent {
+        Unsent::Answer => {
+            let reason = answered_ask(packet, resources, context);
+            end(packet, reason, &mut resources.pool, context.stats);
+        }
         Unsent::Dropped(reason) => settle(packet, reason, resources, context),
         Unsent::NoPin(_) if guards(packet, context) => {
             finish(meet(packet, resources, context), packet, resources, context);

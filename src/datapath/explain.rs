@@ -209,6 +209,7 @@ fn run(packet: &mut Packet, conntrack: &mut Conntrack, context: &Context<'_>) ->
             rewrite_to_backend(packet, &opened.target, context)
         }
         Err(Unsent::Fragment) => Err(Drop::Fragment),
+        Err(Unsent::Answer) => Err(Drop::AskAnswer),
         Err(Unsent::Waits | Unsent::Answers(_)) => Err(Drop::SynProxyWaits),
     }
 }

@@ -22,6 +22,8 @@ pub enum Unsent {
     NoPin(Miss),
     /// The packet is a fragment of a flow not yet known.
     Fragment,
+    /// The packet is the answer of a backend that was asked for a flow.
+    Answer,
     /// The client's packet belongs to a flow that waits for its backend's answer (`syn_proxy`).
     Waits,
     /// The backend's packet belongs to such a flow, of a client behind this next hop.
@@ -72,6 +74,7 @@ pub fn forward_packet(
             return Ok(icmp::forward_snat_reply(packet, snat_port, context)?);
         }
         Direction::Fragment => return Err(Unsent::Fragment),
+        Direction::Answer => return Err(Unsent::Answer),
         Direction::LocalReply(_) => return Ok(()),
     };
     match client {

@@ -79,6 +79,7 @@ impl<'t> To<'t> {
             Direction::Unpinned
             | Direction::UnpinnedReply(_)
             | Direction::Fragment
+            | Direction::Answer
             | Direction::Related(_)
             | Direction::RelatedTo(_)
             | Direction::LocalReply(_) => None,

@@ -286,6 +286,8 @@ pub enum Rule {
     Freest,
     /// The backend that a QUIC connection ID names.
     QuicCid,
+    /// The backend that has said that it has the flow.
+    Asked,
 }
 
 impl Rule {
@@ -297,6 +299,7 @@ impl Rule {
             Self::Sticky => "sticky",
             Self::Freest => "freest",
             Self::QuicCid => "quic_cid",
+            Self::Asked => "asked",
         }
     }
 
@@ -306,6 +309,7 @@ impl Rule {
             2 => Self::Sticky,
             3 => Self::Freest,
             4 => Self::QuicCid,
+            5 => Self::Asked,
             // No other value is written.
             _ => Self::Scheduler,
         }

@@ -2,7 +2,7 @@
 
 use super::Tunnels;
 use super::new_flows::NewFlows;
-use crate::net::{Family, FleetKey, NextHop, NicIndex};
+use crate::net::{Family, NextHop, NicIndex};
 
 /// Maximum length of an IP packet, in bytes, for a NIC without a known limit.
 pub const UNLIMITED: u16 = u16::MAX;
@@ -20,8 +20,6 @@ pub struct Local {
     pub icmp: IcmpRate,
     /// Budgets of new flows, per worker.
     pub new_flows: NewFlows,
-    /// The fleet's key, and the one before it; `None`: no backend is asked.
-    pub fleet: Option<[FleetKey; 2]>,
     /// Return hops that no longer lead to their clients; mostly none.
     pub replaced_hops: Vec<ReplacedHop>,
 }

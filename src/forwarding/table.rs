@@ -274,6 +274,11 @@ impl ForwardingTable {
         there.chain(reachable().filter(|backend| !backend.takes_non_syn)).collect()
     }
 
+    /// The backends of a VIP.
+    pub fn backends_of<'t>(&'t self, vip: &'t Vip) -> impl Iterator<Item = &'t Backend> {
+        vip.names.iter().filter_map(|(index, _)| self.backend(*index))
+    }
+
     /// Backends with weight that `takes` accepts.
     fn takers(&self, scheduler: &Built, takes: impl Fn(&Backend) -> bool) -> Vec<Taker> {
         let with_weight = scheduler.candidates().iter().filter(|one| one.weight > 0);

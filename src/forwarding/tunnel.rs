@@ -9,7 +9,9 @@
 use siphasher::sip::SipHasher13;
 
 use super::affinity::Secret;
-use crate::net::{ADDRESS_BITS, Address, Network, SteerRules, TableSecret, Tuple};
+use crate::net::{
+    ADDRESS_BITS, Address, FleetKey, ListenKey, Network, Protocol, SteerRules, TableSecret, Tuple,
+};
 
 /// UDP port of GUE (IANA).
 pub const GUE_PORT: u16 = 6080;
@@ -27,12 +29,14 @@ pub struct Tunnels {
     pub gue_port: u16,
     /// The "don't fragment" bit of outer IPv4 packets.
     pub outer_df: OuterDf,
+    /// The fleet's key, and the one before it; `None`: no backend is asked.
+    pub fleet: Option<[FleetKey; 2]>,
 }
 
 impl Default for Tunnels {
     fn default() -> Self {
         let outer_df = OuterDf::default();
-        Self { source_v4: None, source_v6: None, gue_port: GUE_PORT, outer_df }
+        Self { source_v4: None, source_v6: None, gue_port: GUE_PORT, outer_df, fleet: None }
     }
 }
 
@@ -56,7 +60,8 @@ impl Tunnels {
     pub fn steered(&self, rules: SteerRules) -> SteerRules {
         let sources = [self.source_v4, self.source_v6].into_iter().flatten();
         let tunnels = sources.map(|sources| sources.network).collect();
-        SteerRules { tunnels, gue_port: self.gue_port, ..rules }
+        let answers = self.fleet.is_some();
+        SteerRules { tunnels, gue_port: self.gue_port, answers, ..rules }
     }
 
     /// Whether the outer source addresses overlap `network`.
@@ -64,6 +69,12 @@ impl Tunnels {
         self.sources(network.address()).is_some_and(|sources| {
             sources.network.covers(network) || network.covers(sources.network)
         })
+    }
+
+    /// Whether packets to `key` are answers of backends that were asked.
+    pub fn is_answered_at(&self, key: ListenKey) -> bool {
+        let to_gue = key.protocol == Protocol::Udp && key.port == self.gue_port;
+        to_gue && self.fleet.is_some() && self.is_source(key.address)
     }
 
     /// Whether `address` is an outer source address.

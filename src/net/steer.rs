@@ -30,6 +30,8 @@ pub struct SteerRules {
     pub tunnels: Vec<Network>,
     /// Destination port of local GUE packets; 0: none are sent.
     pub gue_port: u16,
+    /// Whether GUE packets to tunnel sources are for the workers: answers of backends.
+    pub answers: bool,
     /// Local addresses: packets to them that match no VIP stay in the kernel. At most 4,096.
     pub locals: Vec<Address>,
     /// Deny and allow lists of all VIPs.
@@ -60,6 +62,7 @@ impl SteerRules {
             sources: common(&self.sources, &other.sources),
             tunnels: common(&self.tunnels, &other.tunnels),
             gue_port: if self.gue_port == other.gue_port { self.gue_port } else { 0 },
+            answers: self.answers && other.answers,
             locals: common(&self.locals, &other.locals),
             // Lists apply whatever is in the maps, so those of the future rules may.
             global_lists: other.global_lists,

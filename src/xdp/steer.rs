@@ -84,6 +84,8 @@ pub struct SteerModel {
     /// Full-NAT sources.
     sources: Networks,
     tunnels: Networks,
+    /// Tunnel sources with the port of answers.
+    answers: Networks,
     gue_port: u16,
     returns: HashSet<ListenKey>,
     /// Protocols and port ranges of the backends by address; `None` for an entry of `returns`.
@@ -183,6 +185,10 @@ impl SteerModel {
         }
         for &network in &rules.tunnels {
             model.tunnels.add(network, &[]);
+            if rules.answers {
+                let answers = (Protocol::Udp, PortRange::single(rules.gue_port));
+                model.answers.add(network, &[answers]);
+            }
         }
         let single = rules.returns.iter().map(|key| (key.address, key.protocol, None));
         let ranges = &rules.return_ranges;
@@ -277,7 +283,8 @@ impl SteerModel {
 
     /// Whether a VIP or full-NAT source entry of an address satisfies `is`.
     fn wants(&self, address: Address, is: impl Fn(Protocol, PortRange) -> bool) -> bool {
-        let mut all = self.vips_of(address).chain(self.sources.around(address)).flatten();
+        let local = self.sources.around(address).chain(self.answers.around(address));
+        let mut all = self.vips_of(address).chain(local).flatten();
         all.any(|&(protocol, ports)| is(protocol, ports))
     }
 

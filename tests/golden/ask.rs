@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use holdfast::forwarding::{Ask, Local, Service, VipSpec};
+use holdfast::forwarding::{Ask, Local, Service, Tunnels, VipSpec};
 use holdfast::net::{FleetKey, Forward};
+use holdfast::stats::Drop;
 
+use super::fragments::set_sum;
 use super::tunnel::tunnels;
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, segment, spec, tcp};
 
@@ -21,8 +23,8 @@ fn rig(forward: Forward, inner: Family, outer: Family) -> Rig {
     for (index, backend) in (0..).zip(&mut vip.backends) {
         backend.address = outer.backend(index);
     }
-    let fleet = Some([KEY, KEY]);
-    let local = Local { mtus: vec![1500], tunnels: tunnels(), fleet, ..Local::default() };
+    let tunnels = Tunnels { fleet: Some([KEY, KEY]), ..tunnels() };
+    let local = Local { mtus: vec![1500], tunnels, ..Local::default() };
     Rig::in_box(local, 1, 1, vec![vip])
 }
 
@@ -66,6 +68,78 @@ fn asked(sent: &Sent) -> Option<Asked> {
 
 fn is_ask(private: &[u8]) -> bool {
     private.starts_with(b"hfA1")
+}
+
+/// An answer as the program of a backend makes it (xdp/backend.bpf.c): the ask with another magic and
+/// tag, from the owner to the box.
+fn answer(sent: &Sent, owner: IpAddr, key: FleetKey) -> Vec<u8> {
+    let (ip, v6) = if sent.bytes[12..14] == [0x86, 0xdd] { (40, true) } else { (20, false) };
+    let mut bytes = sent.bytes.clone();
+    bytes[..6].copy_from_slice(&nic_mac(0));
+    bytes[6..12].copy_from_slice(&CLIENT_MAC);
+    let mapped = |address: IpAddr| match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let (from, each) = if v6 { (14 + 8, 16) } else { (14 + 12, 4) };
+    let boxed = bytes[from..from + each].to_vec();
+    bytes[from..from + each].copy_from_slice(&mapped(owner)[16 - each..]);
+    bytes[from + each..from + 2 * each].copy_from_slice(&boxed);
+    let private = 14 + ip + 8 + 4;
+    let len = usize::from(bytes[private - 4]) * 4;
+    let inner = bytes[private + len..].to_vec();
+    bytes[private..private + 4].copy_from_slice(b"hfO1");
+    let mut hasher = siphasher::sip::SipHasher24::new_with_key(&key.0);
+    let mut head = bytes[private..private + 8].to_vec();
+    head[4] = 0;
+    let minute = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() / 60;
+    let address = |bytes: &[u8]| match bytes.len() {
+        4 => mapped(<[u8; 4]>::try_from(bytes).unwrap().into()),
+        _ => <[u8; 16]>::try_from(bytes).unwrap(),
+    };
+    let (ends, ports) = match inner[0] >> 4 {
+        4 => ([address(&inner[12..16]), address(&inner[16..20])], &inner[20..24]),
+        _ => ([address(&inner[8..24]), address(&inner[24..40])], &inner[40..44]),
+    };
+    let signed = [&head, &minute.to_le_bytes()[..], &address(&boxed), &ends[0], &ends[1], ports];
+    let signed = [signed.concat(), vec![0; 4], mapped(owner).to_vec()].concat();
+    std::hash::Hasher::write(&mut hasher, &signed);
+    let tag = std::hash::Hasher::finish(&hasher).to_le_bytes();
+    bytes[private + len - 8..private + len].copy_from_slice(&tag);
+    set_sum(&mut bytes);
+    bytes
+}
+
+/// Who answers has the flow from then on; others are not believed.
+#[test]
+fn the_backend_that_answers_gets_the_pin() {
+    for forward in MODES {
+        for family in FAMILIES {
+            let mut rig = rig(forward, family, family);
+            rig.change(|vips| vips[0].backends[0].service = Service::Draining);
+            let mut pinned = 0;
+            for port in 1000..1100 {
+                let packet = tcp(family, port, 80, "A");
+                let sent = rig.send(0, 0, &packet).remove(0);
+                let Some(Asked { hops, .. }) = asked(&sent) else { continue };
+                let stranger = family.backend(9);
+                for (owner, key) in [(hops[1], FleetKey([8; 16])), (stranger, KEY)] {
+                    let before = rig.drops(0, Drop::BadAnswer);
+                    assert_eq!(rig.send(0, 0, &answer(&sent, owner, key)), []);
+                    assert_eq!(rig.drops(0, Drop::BadAnswer), before + 1);
+                }
+                assert!(asked(&rig.send(0, 0, &packet)[0]).is_some(), "still asked");
+                assert_eq!(rig.send(0, 0, &answer(&sent, hops[1], KEY)), []);
+                assert_eq!(rig.drops(0, Drop::AskAnswer), pinned + 1);
+                pinned += 1;
+                let later = rig.send(0, 0, &packet).remove(0);
+                assert!(asked(&later).is_none());
+                let owner = (0..BACKENDS).find(|&index| family.backend(index) == hops[1]);
+                assert_eq!(later.destination_mac(), crate::rig::backend_mac(owner.unwrap()));
+            }
+            assert!(pinned > 10);
+        }
+    }
 }
 
 /// With one pool the hash tells; after a change of it, those are asked whose flow it may be.

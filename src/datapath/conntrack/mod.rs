@@ -532,6 +532,28 @@ impl Conntrack {
         Ok(Target::of(backend, &pin.flow_state))
     }
 
+    /// Pins a flow to the backend that has its socket, unless it is pinned already.
+    ///
+    /// # Errors
+    /// [`Drop::TableFull`]; [`Drop::NoNextHop`].
+    #[cold]
+    pub(super) fn pin_to_owner(
+        &mut self,
+        flow: &HashedKey,
+        backend: &Backend,
+        context: &Context<'_>,
+    ) -> Result<(), Drop> {
+        let known = context.flows.find_at(flow, Slot::NOWHERE).is_some()
+            || self.tables.find_elsewhere(flow, context, |_| true).is_some();
+        if known {
+            return Ok(());
+        }
+        let hop = backend.next_hop.as_ref().ok_or(Drop::NoNextHop)?;
+        let (state, me) = (State::ESTABLISHED, self.tables.me);
+        let pin = Pin::new(backend.vip, backend.id, state, me, hop, context.now).by(Rule::Asked);
+        self.tables.insert(flow, &pin, context).map_err(|_| Drop::TableFull)
+    }
+
     /// Records that the backend has answered the SYN that this box sent it for the flow at `place`
     /// (`syn_proxy`); or, if not `answers`, that it has lost the connection.
     #[cold]

@@ -171,7 +171,9 @@ fn own(rules: &SteerRules) -> Wants {
         wants.add(*network, &want.ports(Protocol::Tcp, *ports).ports(Protocol::Udp, *ports));
     }
     for network in &rules.tunnels {
-        wants.add(*network, &Want::flags(flag::TUNNEL));
+        let want = Want::flags(flag::TUNNEL);
+        let answers = PortRange::single(rules.gue_port);
+        wants.add(*network, &if rules.answers { want.ports(Protocol::Udp, answers) } else { want });
     }
     wants
 }
