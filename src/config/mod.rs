@@ -16,12 +16,14 @@ mod damping;
 mod drain;
 pub mod driver;
 mod error;
+mod fleet;
 mod fragments;
 mod full_nat;
 mod hash;
 mod health;
 mod icmp;
 mod key_path;
+mod lost;
 pub mod machine;
 mod neighbours;
 mod new_flows;
@@ -180,11 +182,12 @@ fn check(report: &mut Report<'_>) -> Config {
     let state: state::RawState = table(&mut document, "state", report);
     let security: security::RawSecurity = table(&mut document, "security", report);
     let tunnel: tunnel::RawTunnel = table(&mut document, "tunnel", report);
+    let fleet: fleet::RawFleet = table(&mut document, "fleet", report);
     let access: access::RawAccess = table(&mut document, "access", report);
     for key in document.keys() {
         let what = "unknown section or key";
         let fix = "the sections are: [workers], [[nic]], [[vip]], [access], [full_nat], [tunnel], [fragments], \
-             [icmp], [new_flows], [control], [state], [security], [hash]";
+             [icmp], [new_flows], [control], [state], [security], [hash], [fleet]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
@@ -199,7 +202,10 @@ fn check(report: &mut Report<'_>) -> Config {
         control: control.check(&root.key("control"), report),
         state: state.check(&root.key("state"), report),
         security: security.check(),
-        tunnels: tunnel.check(&root.key("tunnel"), report),
+        tunnels: crate::forwarding::Tunnels {
+            fleet: fleet.check(&root.key("fleet"), report),
+            ..tunnel.check(&root.key("tunnel"), report)
+        },
         hash,
     };
     rules::check(&sections::Sections { config: &config, nics: &nics, vips: &vips }, report);

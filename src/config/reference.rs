@@ -115,6 +115,8 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["state"], keys_of::<super::state::RawState>()),
         (&["security"], keys_of::<super::security::RawSecurity>()),
         (&["fragments"], keys_of::<super::fragments::RawFragments>()),
+        (&["fleet"], keys_of::<super::fleet::RawFleet>()),
+        (&["vip", "lost"], keys_of::<super::lost::RawLost>()),
         (&["tunnel"], keys_of::<super::tunnel::RawTunnel>()),
         (&["access"], keys_of::<super::access::RawAccess>()),
         (&["icmp"], keys_of::<super::icmp::RawIcmp>()),

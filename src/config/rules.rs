@@ -7,7 +7,7 @@ use super::checked::{Backend, Config, Vip};
 use super::key_path::{KeyPath, Located};
 use super::report::Report;
 use super::sections::Sections;
-use super::{FullNat, access, pin, share, steered, tunnel};
+use super::{FullNat, access, fleet, pin, share, steered, tunnel};
 use crate::format::counted;
 use crate::forwarding::{
     MAX_BACKENDS, MAX_PREFIX_LENGTHS, MAX_RETURN_PATHS, MAX_VIPS, Ports, SchedulerKind,
@@ -44,6 +44,7 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
     pin::return_paths(sections, report);
     full_nat(sections, &owners, report);
     tunnel::rules(sections, report);
+    fleet::rules(sections, report);
     share::rules(sections, report);
     steered::rules(sections, report);
     access::rules(sections, report);

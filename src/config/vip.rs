@@ -16,6 +16,7 @@ use super::damping::RawDamping;
 use super::drain::RawDrain;
 use super::health::RawHealth;
 use super::key_path::{KeyPath, Located, Value};
+use super::lost::RawLost;
 use super::passive::RawPassive;
 use super::rate::RawRate;
 use super::report::Report;
@@ -24,7 +25,7 @@ use super::split::RawSplit;
 use super::sticky::{RawSticky, on_reentry, remember};
 use super::timeouts::RawTimeouts;
 use super::{pin, policy, quic, share};
-use crate::forwarding::{Ask, Ports, VipPolicy};
+use crate::forwarding::{Ports, VipPolicy};
 use crate::net::{Forward, Network, PortRange, Protocol};
 
 /// Default protocol: most VIPs are TCP.
@@ -45,6 +46,7 @@ pub(super) struct RawVip {
     split: Choice<RawSplit>,
     health: RawHealth,
     passive: Option<RawPassive>,
+    lost: RawLost,
     damping: RawDamping,
     fail_open: Option<bool>,
     timeouts: RawTimeouts,
@@ -238,6 +240,8 @@ impl RawVip {
         let passive_at = key_path.key("passive");
         let passive =
             self.passive.map(|raw| raw.check(&passive_at, (protocol, forward), pin, report));
+        let lost_at = key_path.key("lost");
+        let ask = self.lost.check(&lost_at, (protocol, forward), scheduler, report);
         let drain = self.drain.check(&key_path.key("drain"), protocol, report);
         let on_down = self.on_down.as_deref();
         let on_down = policy::on_down(on_down, &key_path.key("on_down"), protocol, report);
@@ -287,7 +291,7 @@ impl RawVip {
                 reject_no_backend,
                 proxy,
                 syn_proxy,
-                ask: Ask::default(),
+                ask,
                 table_share,
                 mss,
                 quic: Box::default(),

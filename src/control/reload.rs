@@ -281,6 +281,7 @@ fn vip_changes(old: &Vip, new: &Vip, reported: &mut Vec<String>) {
     field("on_no_backend", on_no_backend(a.reject_no_backend), on_no_backend(b.reject_no_backend));
     let proxy = |proxy| word(proxy, ["none", "v2"]);
     field("proxy", proxy(a.proxy), proxy(b.proxy));
+    field("lost.ask", a.ask.as_str().to_owned(), b.ask.as_str().to_owned());
     field("syn_proxy", a.syn_proxy.to_string(), b.syn_proxy.to_string());
     let (x, y) = (&a.timeouts, &b.timeouts);
     for (name, x, y) in [

@@ -84,8 +84,16 @@ pub enum Ask {
     Never,
     /// Those that the present table and earlier ones may have chosen, one after the other.
     History,
-    /// Each, with a packet of its own.
-    All,
+}
+
+impl Ask {
+    /// Configuration keyword.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::History => "history",
+        }
+    }
 }
 
 /// Idle time-outs of a VIP's flows.

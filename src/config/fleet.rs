@@ -1,0 +1,62 @@
+//! `[fleet]`: what the boxes of a fleet, and the programs of their backends, have in common.
+
+use serde::Deserialize;
+
+use super::hash::secret;
+use super::key_path::KeyPath;
+use super::report::Report;
+use super::sections::Sections;
+use crate::forwarding::Ask;
+use crate::net::FleetKey;
+
+/// The section as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawFleet {
+    key: Option<String>,
+    old_key: Option<String>,
+}
+
+impl RawFleet {
+    /// Checks the section; returns the key and the one before it.
+    pub(super) fn check(
+        self,
+        key_path: &KeyPath,
+        report: &mut Report<'_>,
+    ) -> Option<[FleetKey; 2]> {
+        let (key_at, old_at) = (key_path.key("key"), key_path.key("old_key"));
+        if self.key.is_none() && self.old_key.is_some() {
+            report.missing(&key_at, "write the present key; old_key is the one before it");
+        }
+        let key = FleetKey(secret(&self.key?, &key_at, report));
+        let old = self.old_key.map(|old| FleetKey(secret(&old, &old_at, report)));
+        Some([key, old.unwrap_or(key)])
+    }
+}
+
+/// Checks that VIPs that ask have a key, and an address for the answers.
+pub(super) fn rules(sections: &Sections<'_>, report: &mut Report<'_>) {
+    let tunnels = &sections.config.tunnels;
+    let root = KeyPath::root();
+    let asking = || sections.vips.iter().filter(|(vip, _)| vip.value.policy.ask != Ask::Never);
+    let Some((first, _)) = asking().next() else { return };
+    let name = &first.value.name;
+    if tunnels.fleet.is_none() {
+        let fix = format!(
+            "VIP \"{name}\" asks its backends ([vip.lost]): write the key that `holdfast backend load` \
+             has, too"
+        );
+        report.missing(&root.key("fleet").key("key"), &fix);
+    }
+    for (missing, key, v4) in [
+        (tunnels.source_v4.is_none(), "source_v4", true),
+        (tunnels.source_v6.is_none(), "source_v6", false),
+    ] {
+        let mut backends = asking().flat_map(|(_, backends)| backends);
+        if missing && backends.any(|backend| backend.value.address.is_ipv4() == v4) {
+            let fix = "a VIP asks its backends ([vip.lost]), which answer to this address: write one \
+                       of this box";
+            report.missing(&root.key("tunnel").key(key), fix);
+        }
+    }
+}
