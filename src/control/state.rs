@@ -929,6 +929,7 @@ impl BackendEntry {
             mtu: self.mtu,
             server_ids: self.config.server_ids.clone(),
             max_flows: self.config.max_connections,
+            can_be_asked: true,
             removed: false,
         }
     }

@@ -60,6 +60,7 @@ pub(super) fn vip(forward: Forward, backends: u8) -> VipSpec {
         mtu: UNLIMITED,
         server_ids: Vec::new(),
         max_flows: None,
+        can_be_asked: true,
         removed: false,
     };
     VipSpec {

@@ -139,6 +139,8 @@ pub struct BackendSpec {
     pub server_ids: Vec<ServerId>,
     /// Flows above which it takes no new ones, of all workers together; `None`: no limit.
     pub max_flows: Option<u32>,
+    /// Whether the program of `holdfast backend` answers there, for this VIP.
+    pub can_be_asked: bool,
     /// Whether a reload has removed it: it takes only packets of flows that `flow_action` keeps.
     pub removed: bool,
 }

@@ -189,6 +189,8 @@ pub struct Backend {
     /// Whether it may take packets of flows that lost their pin: up, in service or draining, and
     /// its next hop is known.
     pub takes_non_syn: bool,
+    /// Whether it can be asked for a flow: the program of `holdfast backend` answers there.
+    pub can_be_asked: bool,
     /// Part of the new flows scheduled to it that it takes, in units of 1/[`FULL_SHARE`].
     pub share: u16,
     /// Flows above which it takes no new ones, of all workers together; `None`: no limit.
@@ -269,7 +271,8 @@ impl ForwardingTable {
             }
         }
         let known = || ids.iter().filter_map(|&id| self.pinned(id));
-        let reachable = || known().filter(|backend| backend.next_hop.is_some());
+        let reachable =
+            || known().filter(|backend| backend.can_be_asked && backend.next_hop.is_some());
         let there = reachable().filter(|backend| backend.takes_non_syn);
         there.chain(reachable().filter(|backend| !backend.takes_non_syn)).collect()
     }
@@ -634,6 +637,7 @@ impl Backend {
                 && spec.service != Service::Out
                 && spec.next_hop.is_some(),
             flags: BackendFlags::of(vip, flow_action(vip, spec)),
+            can_be_asked: spec.can_be_asked,
             share: spec.share,
             max_flows: spec.max_flows,
             path: PathKey::new(spec.address.into()),
@@ -744,6 +748,7 @@ pub(crate) mod testing {
             mtu: UNLIMITED,
             server_ids: Vec::new(),
             max_flows: None,
+            can_be_asked: true,
             removed: false,
         }
     }

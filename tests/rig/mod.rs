@@ -128,6 +128,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         mtu: UNLIMITED,
         server_ids: Vec::new(),
         max_flows: None,
+        can_be_asked: true,
         removed: false,
     };
     VipSpec {
