@@ -3,7 +3,9 @@
 //! A flow that began at another box, or at this one before its pin was lost, is at the backend that
 //! the table of that time has chosen. A change of the pool, of weights, of drains or of health makes
 //! another table. The last [`STATES`] different ones of each VIP are kept, and name the backends that
-//! may have the flow.
+//! may have the flow, for as long as the VIP's `remember_s` says. A VIP of which a table does not know
+//! the past as far back as that, after a start or after more changes than are kept, may have the flow
+//! at any of its backends.
 //!
 //! Cost: a state shares its scheduler with the table that it is from; a choice for each state, and
 //! for flows without a pin only.
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use super::Splits;
 use super::scheduler::{Built, Pool};
 use crate::net::{BackendId, BackendIndex};
+use crate::units::Ticks;
 
 /// Maximum number of earlier states of a VIP.
 pub const STATES: usize = 8;
@@ -97,25 +100,58 @@ impl Pool for Took<'_> {
     }
 }
 
-/// The earlier states of a VIP, the newest first.
+/// A state that has ended.
+#[derive(Debug, Clone)]
+struct Past {
+    state: State,
+    until: Ticks,
+}
+
+/// The earlier states of a VIP.
 #[derive(Debug, Clone, Default)]
-pub struct History(Vec<State>);
+pub struct History {
+    /// The newest first.
+    past: Vec<Past>,
+    /// Time since which it knows all states; `None`: it knows none but the present one.
+    since: Option<Ticks>,
+}
 
 impl History {
-    /// Returns the history of the table after one with this history and state.
-    #[must_use]
-    pub fn after(&self, past: &State, present: &State) -> Self {
-        if past.is_like(present) {
-            return self.clone();
-        }
-        let older = self.0.iter().filter(|state| !state.is_like(past) && !state.is_like(present));
-        Self([past].into_iter().chain(older).take(STATES).cloned().collect())
+    /// Returns the history of a VIP that is new, or whose past is not known, at `now`.
+    pub const fn begun(now: Ticks) -> Self {
+        Self { past: Vec::new(), since: Some(now) }
     }
 
-    /// Returns the backends that the states may have chosen for a flow, the newest first, with
-    /// repetitions. `hash`: the flow's affinity hash with these splits.
-    pub fn chosen(&self, hash: impl Fn(&Splits) -> u64) -> impl Iterator<Item = BackendId> {
-        self.0.iter().flat_map(move |state| state.chosen(hash(&state.splits)))
+    /// Returns the history after `before` became `present`, at `now`.
+    #[must_use]
+    pub fn after(&self, before: &State, present: &State, now: Ticks) -> Self {
+        if before.is_like(present) {
+            return self.clone();
+        }
+        let is_other = |past: &&Past| !past.state.is_like(before) && !past.state.is_like(present);
+        let newest = Past { state: before.clone(), until: now };
+        let older = self.past.iter().filter(is_other).cloned();
+        let mut past: Vec<Past> = [newest].into_iter().chain(older).collect();
+        let lost = past.get(STATES).map(|past| past.until);
+        past.truncate(STATES);
+        Self { past, since: lost.or(self.since) }
+    }
+
+    /// Whether it knows all states of the `span` before `now`.
+    pub fn reaches(&self, span: Ticks, now: Ticks) -> bool {
+        self.since.is_some_and(|since| now.since(since) >= span)
+    }
+
+    /// Returns the backends that states of the `span` before `now` may have chosen for a flow, the
+    /// newest first, with repetitions. `hash`: the flow's affinity hash with these splits.
+    pub fn chosen(
+        &self,
+        hash: impl Fn(&Splits) -> u64,
+        span: Ticks,
+        now: Ticks,
+    ) -> impl Iterator<Item = BackendId> {
+        let recent = self.past.iter().filter(move |past| now.since(past.until) <= span);
+        recent.flat_map(move |Past { state, .. }| state.chosen(hash(&state.splits)))
     }
 }
 
@@ -139,8 +175,10 @@ mod tests {
         State::new(scheduler, Splits::default(), took)
     }
 
+    const HOUR: Ticks = Ticks(360_000);
+
     fn indices(history: &History, hash: u64) -> Vec<u16> {
-        history.chosen(|_| hash).map(|id| id.index.0).collect()
+        history.chosen(|_| hash, HOUR, Ticks(0)).map(|id| id.index.0).collect()
     }
 
     #[test]
@@ -148,7 +186,7 @@ mod tests {
         let states = [state(3, &[]), state(4, &[]), state(4, &[1]), state(3, &[])];
         let mut history = History::default();
         for pair in states.windows(2) {
-            history = history.after(&pair[0], &pair[1]);
+            history = history.after(&pair[0], &pair[1], Ticks(0));
         }
         for hash in hashes(200) {
             let of = |state: &State, out: &[u16]| {
@@ -166,8 +204,8 @@ mod tests {
         let mut took: Vec<Taker> = (0..3).map(taker).collect();
         took[2].partly = true;
         let scheduler = Built::build(MAGLEV, &SECRET, candidates(3), None);
-        let history = History::default()
-            .after(&State::new(scheduler, Splits::default(), took), &state(3, &[]));
+        let partly = State::new(scheduler, Splits::default(), took);
+        let history = History::default().after(&partly, &state(3, &[]), Ticks(0));
         let (mut both, mut one) = (0, 0);
         for hash in hashes(200) {
             match indices(&history, hash)[..] {
@@ -179,24 +217,47 @@ mod tests {
         assert!(both > 30 && one > 60, "{both} {one}");
     }
 
+    fn weighted(last: u32) -> State {
+        let scheduler = Built::build(MAGLEV, &SECRET, with_weights(&[1, 1, last]), None);
+        State::new(scheduler, Splits::default(), (0..3).map(taker).collect())
+    }
+
     #[test]
     fn what_is_remembered_is_bounded_and_has_no_state_twice() {
-        let weights = |last| with_weights(&[1, 1, last]);
-        let state = |last| {
-            let scheduler = Built::build(MAGLEV, &SECRET, weights(last), None);
-            State::new(scheduler, Splits::default(), (0..3).map(taker).collect())
-        };
         let mut history = History::default();
         for last in 1..20 {
-            history = history.after(&state(last), &state(last + 1));
-            history = history.after(&state(last + 1), &state(last + 1));
+            history = history.after(&weighted(last), &weighted(last + 1), Ticks(0));
+            history = history.after(&weighted(last + 1), &weighted(last + 1), Ticks(0));
         }
-        assert_eq!(history.0.len(), STATES);
+        assert_eq!(history.past.len(), STATES);
         for _ in 0..5 {
-            history = history.after(&state(1), &state(2));
-            history = history.after(&state(2), &state(1));
+            history = history.after(&weighted(1), &weighted(2), Ticks(0));
+            history = history.after(&weighted(2), &weighted(1), Ticks(0));
         }
-        assert_eq!(history.0.iter().filter(|past| past.is_like(&state(2))).count(), 1);
-        assert!(history.0.iter().all(|past| !past.is_like(&state(1))));
+        let like = |last| history.past.iter().filter(|past| past.state.is_like(&weighted(last))).count();
+        assert_eq!((like(1), like(2)), (0, 1));
+    }
+
+    #[test]
+    fn a_state_counts_until_its_time_is_over_and_the_past_is_known_from_the_start_on() {
+        let (start, second) = (Ticks(u32::MAX - 50), Ticks(100));
+        let history = History::begun(start).after(&weighted(1), &weighted(2), start);
+        let count = |now| history.chosen(|_| 7, second, now).count();
+        assert_eq!((count(start.after(second)), count(start.after(Ticks(101)))), (1, 0));
+        let reaches = |history: &History, ticks| history.reaches(second, start.after(Ticks(ticks)));
+        assert!(!reaches(&history, 99) && reaches(&history, 100));
+        assert!(!reaches(&History::default(), 100_000), "nothing is known of the past");
+    }
+
+    #[test]
+    fn the_past_is_known_back_to_the_last_state_that_was_forgotten() {
+        let mut history = History::begun(Ticks(0));
+        for change in 1..=u32::try_from(STATES).unwrap() + 3 {
+            let (before, after) = (weighted(change), weighted(change + 1));
+            history = history.after(&before, &after, Ticks(change * 100));
+        }
+        // The states of before 100, 200 and 300 are forgotten.
+        assert!(history.reaches(Ticks(700), Ticks(1000)));
+        assert!(!history.reaches(Ticks(701), Ticks(1000)));
     }
 }

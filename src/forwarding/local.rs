@@ -20,6 +20,8 @@ pub struct Local {
     pub icmp: IcmpRate,
     /// Budgets of new flows, per worker.
     pub new_flows: NewFlows,
+    /// Packets about which backends are asked, per second and worker; `None`: no bound.
+    pub asks: Option<u32>,
     /// Return hops that no longer lead to their clients; mostly none.
     pub replaced_hops: Vec<ReplacedHop>,
 }

@@ -40,6 +40,8 @@ pub struct VipPolicy {
     pub syn_proxy: bool,
     /// TCP, where replies do not pass this box: which backends are asked about a flow without a pin.
     pub ask: Ask,
+    /// Time for which backends are asked that an earlier table may have chosen, or that were removed.
+    pub recall: Ticks,
     /// Guaranteed share of each worker's flow table and SNAT ports, in parts per million; `None`: a
     /// part of the [common one](super::share).
     pub table_share: Option<u32>,
@@ -68,12 +70,16 @@ impl Default for VipPolicy {
             proxy: false,
             syn_proxy: false,
             ask: Ask::default(),
+            recall: RECALL,
             table_share: None,
             mss: None,
             quic: Box::default(),
         }
     }
 }
+
+/// Default of [`VipPolicy::recall`]: an hour.
+pub const RECALL: Ticks = Ticks(360_000);
 
 /// Backends that are asked whether they have a flow without a pin.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +90,8 @@ pub enum Ask {
     Never,
     /// Those that the present table and earlier ones may have chosen, one after the other.
     History,
+    /// All of the VIP.
+    All,
 }
 
 impl Ask {
@@ -92,6 +100,7 @@ impl Ask {
         match self {
             Self::Never => "never",
             Self::History => "history",
+            Self::All => "all",
         }
     }
 }

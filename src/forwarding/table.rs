@@ -25,11 +25,17 @@ use crate::net::{
     PortRange, Protocol, VipId, exact,
 };
 
-/// Most backends that may have a flow.
+/// Most backends that are likely to have a flow.
 pub const MAX_OWNERS: usize = 16;
 
-/// Backends that may have a flow, the likeliest first.
-pub type Owners<'t> = ArrayVec<&'t Backend, MAX_OWNERS>;
+/// Backends that may have a flow without a pin, and can be asked.
+#[derive(Debug, Default)]
+pub struct Owners<'t> {
+    /// The likely ones, each once, in the order in which they are to be asked.
+    pub likely: ArrayVec<&'t Backend, MAX_OWNERS>,
+    /// Whether any other backend of the VIP may have it, too.
+    pub or_any: bool,
+}
 
 /// The immutable forwarding state of all workers.
 ///
@@ -255,30 +261,66 @@ impl ForwardingTable {
         table
     }
 
-    /// Returns the backends that may have a flow without a pin, each once, the likeliest first, and
-    /// those last that seem to be gone: the choice of this table, that which it would make if all
-    /// backends were in service, and those of the VIP's earlier [states](super::history).
+    /// Returns the backends that may have a flow without a pin, and can be asked; none if the hash
+    /// tells, or the backend that it chooses cannot be asked.
+    ///
+    /// The likely ones are the choice of this table, that which it would make if all backends were in
+    /// service, and those of the VIP's earlier [states](super::history); those that seem to be gone
+    /// come last.
     ///
     /// Cost: some ten choices of the scheduler; no allocation.
-    pub fn owners(&self, vip: &Vip, key: &FlowKey) -> Owners<'_> {
+    pub fn owners(&self, vip: &Vip, key: &FlowKey, now: Ticks) -> Owners<'_> {
+        let recall = vip.policy.recall;
         let hash = |splits: &Splits| vip.policy.affinity.hash(&self.secret, key, splits);
         let present = hash(&vip.splits);
-        let now = vip.state.chosen(present).chain(vip.whole.chosen(present));
+        let by_hash = vip.policy.ask == Ask::History;
         let mut ids = ArrayVec::<BackendId, MAX_OWNERS>::new();
-        for id in now.chain(vip.history.chosen(hash)) {
+        let mut add = |id: BackendId| {
             if !ids.contains(&id) && !ids.is_full() {
                 ids.push(id);
             }
+        };
+        if by_hash {
+            let chosen = vip.state.chosen(present);
+            let can_be_asked = |id| self.pinned(id).is_some_and(|chosen| chosen.can_be_asked);
+            if !chosen.clone().all(can_be_asked) {
+                return Owners::default();
+            }
+            chosen.chain(vip.whole.chosen(present)).for_each(&mut add);
+            vip.history.chosen(hash, recall, now).for_each(add);
         }
-        let known = || ids.iter().filter_map(|&id| self.pinned(id));
-        let reachable =
-            || known().filter(|backend| backend.can_be_asked && backend.next_hop.is_some());
-        let there = reachable().filter(|backend| backend.takes_non_syn);
-        there.chain(reachable().filter(|backend| !backend.takes_non_syn)).collect()
+        let or_any = !by_hash || !vip.history.reaches(recall, now);
+        let known = || ids.iter().filter_map(|&id| self.pinned(id)).filter(|one| one.is_asked_of(vip));
+        let there = known().filter(|backend| backend.takes_non_syn);
+        let likely: ArrayVec<_, MAX_OWNERS> =
+            there.chain(known().filter(|backend| !backend.takes_non_syn)).collect();
+        let mut owners = Owners { likely, or_any };
+        let is_one = owners.likely.len() + self.others(vip, &owners).take(2).count() < 2;
+        if is_one {
+            owners = Owners::default();
+        }
+        owners
+    }
+
+    /// Returns the backends of a VIP that may have a flow, besides the likely owners: first those that
+    /// serve.
+    pub fn others<'t>(
+        &'t self,
+        vip: &'t Vip,
+        owners: &Owners<'t>,
+    ) -> impl Iterator<Item = &'t Backend> + Clone {
+        let is_other = |backend: &&Backend| {
+            owners.or_any
+                && backend.is_asked_of(vip)
+                && !owners.likely.iter().any(|likely| likely.id == backend.id)
+        };
+        let others = self.backends_of(vip).filter(is_other);
+        let there = others.clone().filter(|backend| backend.takes_non_syn);
+        there.chain(others.filter(|backend| !backend.takes_non_syn))
     }
 
     /// The backends of a VIP.
-    pub fn backends_of<'t>(&'t self, vip: &'t Vip) -> impl Iterator<Item = &'t Backend> {
+    pub fn backends_of<'t>(&'t self, vip: &'t Vip) -> impl Iterator<Item = &'t Backend> + Clone {
         vip.names.iter().filter_map(|(index, _)| self.backend(*index))
     }
 
@@ -289,6 +331,20 @@ impl ForwardingTable {
         let taker =
             |backend: &Backend| Taker { id: backend.id, partly: backend.share < FULL_SHARE };
         backends.filter(|backend| takes(backend)).map(taker).collect()
+    }
+
+    /// Takes over what the table before this one knows of its VIPs' past, at the time of the change.
+    /// Without it, nothing is known of the past: all backends may have a flow.
+    #[must_use]
+    pub fn recalling(mut self, before: Option<&Self>, now: Ticks) -> Self {
+        for vip in self.vips.iter_mut().flatten() {
+            let before = before.and_then(|table| table.vip(vip.id));
+            vip.history = match before {
+                Some(Vip { state, history, .. }) => history.after(state, &vip.state, now),
+                None => History::begun(now),
+            };
+        }
+        self
     }
 
     /// Sequence number of this table among the published ones.
@@ -518,10 +574,6 @@ impl Vip {
         );
         let takers = table.takers(&scheduler, |_| true);
         let whole = State::new(scheduler.clone(), spec.splits.clone(), takers);
-        let history = match previous {
-            Some(Self { state: past, history, .. }) => history.after(past, &state),
-            None => History::default(),
-        };
         let freest = spec.policy.remember.filter(|remember| remember.on_reentry == Reentry::Freest);
         Self {
             id: spec.id,
@@ -533,7 +585,7 @@ impl Vip {
             splits: spec.splits.clone(),
             state,
             whole,
-            history,
+            history: History::default(),
             shares: Shares::default(),
             sampled: spec.sampled,
             fails_open: spec.fails_open,
@@ -595,6 +647,11 @@ impl Backend {
         } else {
             "out of service: its drain met the deadline, or it was removed"
         }
+    }
+
+    /// Whether it can be asked for a flow of the VIP.
+    fn is_asked_of(&self, vip: &Vip) -> bool {
+        self.can_be_asked && self.next_hop.is_some() && self.vip == vip.id
     }
 
     /// Whether its share admits a new flow with this affinity hash.
@@ -814,8 +871,13 @@ mod tests {
             };
             chosen.push((1000..1100).map(&mut choose).collect());
             for (port, at) in (1000..1100).zip(0..) {
-                let owners: Vec<_> =
-                    next.owners(vip, &flow(port)).iter().map(|it| it.id.index).collect();
+                let owners = next.owners(vip, &flow(port), now);
+                assert!(!owners.or_any, "the past is known");
+                let owners: Vec<_> = owners.likely.iter().map(|it| it.id.index).collect();
+                if owners.is_empty() {
+                    assert!(chosen.iter().all(|earlier| earlier[at] == chosen[0][at]), "{port}");
+                    continue;
+                }
                 assert_eq!(owners[0], chosen.last().unwrap()[at], "the present choice first");
                 for earlier in &chosen {
                     assert!(owners.contains(&earlier[at]), "{port}: {owners:?} {earlier:?}");
