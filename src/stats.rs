@@ -230,6 +230,8 @@ named! {
     BadTcpChecksum = "bad_tcp_checksum",
     /// The answer of a backend that has the flow it was asked about: the flow is pinned.
     AskAnswer = "ask_answer",
+    /// In mid-flow without a pin, and the budget of asks is used up.
+    AskLimited = "ask_limited",
     /// An answer of no backend that was asked, or about a flow that is not of its VIP.
     BadAnswer = "bad_answer",
     /// A packet of a terminated TCP flow; both ends are sent a RST.
@@ -296,6 +298,8 @@ pub struct WorkerStats {
     /// Fragments of packets that exceeded the MTU of their path, except for the first of each,
     /// which counts as the packet.
     pub fragments_sent: Counter,
+    /// Asks sent: packets in mid-flow without a pin, to lists of backends that may have their flow.
+    pub asks_sent: Counter,
     /// ICMP errors forwarded to the end of the flow that they are about.
     pub icmp_errors_forwarded: Counter,
     /// Packets dropped without the ICMP error that they called for, because of the rate limit.
@@ -517,6 +521,7 @@ impl WorkerStats {
             probes_sent: Counter::default(),
             handshakes_sent: Counter::default(),
             fragments_sent: Counter::default(),
+            asks_sent: Counter::default(),
             icmp_errors_forwarded: Counter::default(),
             icmp_rate_limited: Counter::default(),
             flows_active: Counter::default(),
@@ -595,6 +600,7 @@ impl WorkerStats {
             icmp_errors_forwarded,
             icmp_rate_limited,
             fragments_sent,
+            asks_sent,
             flows_active,
             flow_aliases,
             fragments_parked: _,
@@ -637,6 +643,7 @@ impl WorkerStats {
             ("icmp_errors_forwarded", icmp_errors_forwarded.get()),
             ("icmp_rate_limited", icmp_rate_limited.get()),
             ("fragments_sent", fragments_sent.get()),
+            ("asks_sent", asks_sent.get()),
             ("flows_active", flows_active.get()),
             ("flow_aliases", flow_aliases.get()),
             ("bindings_v4", bindings_v4.get()),

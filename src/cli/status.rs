@@ -525,6 +525,11 @@ fn totals(totals: &Totals, look: Look) -> Columns {
             totals.handshakes_sent,
             "SYNs and ACKs of ours to backends (syn_proxy)",
         ),
+        (
+            "asks sent",
+            totals.asks_sent,
+            "packets without a pin, to backends that may have the flow",
+        ),
         ("fragments sent", totals.fragments_sent, "further pieces of packets that were too long"),
         (
             "ICMP errors",

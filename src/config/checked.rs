@@ -43,6 +43,8 @@ pub struct Config {
     pub full_nat: FullNat,
     /// `[tunnel]`.
     pub tunnels: Tunnels,
+    /// Packets about which backends are asked, per second of all workers.
+    pub asks: u32,
     /// `[icmp]`.
     pub icmp: IcmpRate,
     /// `[new_flows]`: of all workers together.
@@ -74,7 +76,9 @@ impl Config {
     pub fn local(&self, mtus: Vec<u16>, macs: Vec<[u8; 6]>) -> Local {
         let new_flows = self.new_flows.per_worker(self.workers.cores.len());
         let (tunnels, icmp) = (self.tunnels, self.icmp);
-        Local { mtus, macs, tunnels, icmp, new_flows, replaced_hops: Vec::new() }
+        let workers = u32::try_from(self.workers.cores.len()).unwrap_or(u32::MAX).max(1);
+        let asks = Some(self.asks.div_ceil(workers));
+        Local { mtus, macs, tunnels, icmp, new_flows, asks, replaced_hops: Vec::new() }
     }
 
     /// Returns the sizes of the tables that all workers share.

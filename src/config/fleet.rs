@@ -9,21 +9,33 @@ use super::sections::Sections;
 use crate::forwarding::Ask;
 use crate::net::FleetKey;
 
+/// Default of `asks_per_second`: some 1,000 per backend at a VIP with ten.
+const ASKS: u32 = 10_000;
+/// Highest budget: more packets than a box receives in a second.
+const MAX_ASKS: u32 = 100_000_000;
+
 /// The section as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawFleet {
     key: Option<String>,
     old_key: Option<String>,
+    asks_per_second: Option<i64>,
 }
 
 impl RawFleet {
-    /// Checks the section; returns the key and the one before it.
+    /// Checks the section; returns the key and the one before it, and the budget of asks per second.
     pub(super) fn check(
         self,
         key_path: &KeyPath,
         report: &mut Report<'_>,
-    ) -> Option<[FleetKey; 2]> {
+    ) -> (Option<[FleetKey; 2]>, u32) {
+        let asks_at = key_path.key("asks_per_second");
+        let asks = report.integer(&asks_at, self.asks_per_second, ASKS, 1..=MAX_ASKS);
+        (self.keys(key_path, report), asks)
+    }
+
+    fn keys(self, key_path: &KeyPath, report: &mut Report<'_>) -> Option<[FleetKey; 2]> {
         let (key_at, old_at) = (key_path.key("key"), key_path.key("old_key"));
         if self.key.is_none() && self.old_key.is_some() {
             report.missing(&key_at, "write the present key; old_key is the one before it");

@@ -61,6 +61,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 use crate::format::reason;
+use crate::forwarding::Tunnels;
 
 use key_path::{KeyPath, Located, Value};
 use report::Report;
@@ -190,6 +191,7 @@ fn check(report: &mut Report<'_>) -> Config {
              [icmp], [new_flows], [control], [state], [security], [hash], [fleet]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
+    let (fleet, asks) = fleet.check(&root.key("fleet"), report);
     let config = Config {
         workers,
         nics: nics.iter().map(|nic| nic.value.clone()).collect(),
@@ -202,10 +204,8 @@ fn check(report: &mut Report<'_>) -> Config {
         control: control.check(&root.key("control"), report),
         state: state.check(&root.key("state"), report),
         security: security.check(),
-        tunnels: crate::forwarding::Tunnels {
-            fleet: fleet.check(&root.key("fleet"), report),
-            ..tunnel.check(&root.key("tunnel"), report)
-        },
+        tunnels: Tunnels { fleet, ..tunnel.check(&root.key("tunnel"), report) },
+        asks,
         hash,
     };
     rules::check(&sections::Sections { config: &config, nics: &nics, vips: &vips }, report);

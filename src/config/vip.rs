@@ -241,7 +241,8 @@ impl RawVip {
         let passive =
             self.passive.map(|raw| raw.check(&passive_at, (protocol, forward), pin, report));
         let lost_at = key_path.key("lost");
-        let ask = self.lost.check(&lost_at, (protocol, forward), scheduler, report);
+        let chooses = (scheduler, remember.is_some());
+        let lost = self.lost.check(&lost_at, (protocol, forward), chooses, report);
         let drain = self.drain.check(&key_path.key("drain"), protocol, report);
         let on_down = self.on_down.as_deref();
         let on_down = policy::on_down(on_down, &key_path.key("on_down"), protocol, report);
@@ -291,7 +292,8 @@ impl RawVip {
                 reject_no_backend,
                 proxy,
                 syn_proxy,
-                ask,
+                ask: lost.ask,
+                recall: lost.recall,
                 table_share,
                 mss,
                 quic: Box::default(),

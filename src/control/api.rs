@@ -176,6 +176,9 @@ pub struct Totals {
     pub handshakes_sent: u64,
     #[serde(default)]
     pub fragments_sent: u64,
+    /// Packets in mid-flow without a pin, sent to backends that may have their flow.
+    #[serde(default)]
+    pub asks_sent: u64,
     pub icmp_errors_forwarded: u64,
     #[serde(default)]
     pub icmp_rate_limited: u64,

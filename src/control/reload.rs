@@ -130,6 +130,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     }
     list_changes("[access]", &old.access, &new.access, &mut reported);
     tunnel_changes(&old.tunnels, &new.tunnels, &mut reported);
+    fleet_changes(old, new, &mut reported);
     let mut number = |key: &str, a: u32, b: u32| {
         if a != b {
             reported.push(format!("[icmp] {key} {a} -> {b}"));
@@ -169,6 +170,22 @@ fn new_flow_changes(old: &NewFlows, new: &NewFlows, reported: &mut Vec<String>) 
         if a != b {
             reported.push(format!("[new_flows] {name} {a} -> {b}"));
         }
+    }
+}
+
+/// Keys are not shown.
+fn fleet_changes(old: &Config, new: &Config, reported: &mut Vec<String>) {
+    let (a, b) = (old.tunnels.fleet, new.tunnels.fleet);
+    if a != b {
+        let what = match (a, b) {
+            (None, _) => "there is a key now",
+            (_, None) => "there is no key any longer",
+            _ => "other keys",
+        };
+        reported.push(format!("[fleet] key: {what}"));
+    }
+    if old.asks != new.asks {
+        reported.push(format!("[fleet] asks_per_second {} -> {}", old.asks, new.asks));
     }
 }
 
@@ -282,6 +299,9 @@ fn vip_changes(old: &Vip, new: &Vip, reported: &mut Vec<String>) {
     let proxy = |proxy| word(proxy, ["none", "v2"]);
     field("proxy", proxy(a.proxy), proxy(b.proxy));
     field("lost.ask", a.ask.as_str().to_owned(), b.ask.as_str().to_owned());
+    let recall =
+        |policy: &crate::forwarding::VipPolicy| format!("{} s", policy.recall.duration().as_secs());
+    field("lost.remember_s", recall(a), recall(b));
     field("syn_proxy", a.syn_proxy.to_string(), b.syn_proxy.to_string());
     let (x, y) = (&a.timeouts, &b.timeouts);
     for (name, x, y) in [
@@ -512,6 +532,7 @@ pub(crate) mod tests {
                 queues: None,
                 ring: 2048,
             }],
+            asks: 10_000,
             vips,
             fragments: crate::config::Fragments {
                 timeout: crate::units::Ticks(3000),

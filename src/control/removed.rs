@@ -142,11 +142,12 @@ impl<T> Removed<T> {
         Self { what: what(item), flow_action, since: moment.instant_at(since), flows }
     }
 
-    /// Returns whether the item is to be given up: it has no flows, or its flows had time to be
-    /// reset.
-    pub fn has_ended(&self, idle: impl FnOnce() -> bool, now: Instant) -> bool {
+    /// Returns whether the item is to be given up: it has no flows, and had none for the time
+    /// `recall` since its removal; or its flows had time to be reset.
+    pub fn has_ended(&self, recall: Duration, idle: impl FnOnce() -> bool, now: Instant) -> bool {
         let age = now.saturating_duration_since(self.since);
-        (age >= SETTLED && idle()) || (self.flow_action == FlowAction::Reset && age >= RESETS)
+        let is_idle = age >= recall.max(SETTLED) && idle();
+        is_idle || (self.flow_action == FlowAction::Reset && age >= RESETS)
     }
 }
 

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet};
 use tokio::time::Instant;
@@ -36,7 +37,7 @@ use crate::flow::table::Families;
 use crate::forwarding::local::UNLIMITED;
 use crate::forwarding::table::return_listen;
 use crate::forwarding::{
-    Affinity, BackendSpec, FlowAction, MAX_BACKENDS, MAX_VIPS, Ports, Service, Splits, VipSpec,
+    Affinity, Ask, BackendSpec, FlowAction, MAX_BACKENDS, MAX_VIPS, Ports, Service, Splits, VipSpec,
 };
 use crate::net::{
     Address, BackendId, BackendIndex, Family, Forward, Listen, ListenKey, Network, NextHop,
@@ -494,8 +495,8 @@ impl Registry {
             vip.backends.iter().chain(removed).all(|entry| flows(entry) == 0)
         };
         self.end_removed(
-            |vip, listen| !vip.is_removed && listen.has_ended(|| idle(vip), now),
-            |_, backend| backend.has_ended(|| flows(&backend.what) == 0, now),
+            |vip, listen| !vip.is_removed && listen.has_ended(Duration::ZERO, || idle(vip), now),
+            |vip, backend| backend.has_ended(vip.recall(), || flows(&backend.what) == 0, now),
         )
         .into_iter()
         .map(|(vip, backend)| Gone {
@@ -672,6 +673,12 @@ impl Registry {
 }
 
 impl VipEntry {
+    /// Time for which removed backends are asked for flows.
+    fn recall(&self) -> Duration {
+        let policy = &self.config.policy;
+        if policy.ask == Ask::Never { Duration::ZERO } else { policy.recall.duration() }
+    }
+
     fn save(&self, moment: &Moment) -> SavedVip {
         let removal = |removed: &Removed<BackendEntry>| removed.save(moment, |it| it.save(moment));
         SavedVip {
@@ -1558,6 +1565,6 @@ pub(crate) mod tests {
     #[test]
     fn an_entry_takes_bounded_memory() {
         let (vip, backend) = (size_of::<VipEntry>(), size_of::<BackendEntry>());
-        assert!(vip <= 608 && backend <= 720, "{vip} bytes per VIP, {backend} per backend");
+        assert!(vip <= 616 && backend <= 720, "{vip} bytes per VIP, {backend} per backend");
     }
 }

@@ -315,6 +315,7 @@ fn totals(stats: &WorkerStats) -> Totals {
         probes_sent: stats.probes_sent.get(),
         handshakes_sent: stats.handshakes_sent.get(),
         fragments_sent: stats.fragments_sent.get(),
+        asks_sent: stats.asks_sent.get(),
         icmp_errors_forwarded: stats.icmp_errors_forwarded.get(),
         icmp_rate_limited: stats.icmp_rate_limited.get(),
     }
@@ -348,6 +349,7 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         probes_sent: a.probes_sent + b.probes_sent,
         handshakes_sent: a.handshakes_sent + b.handshakes_sent,
         fragments_sent: a.fragments_sent + b.fragments_sent,
+        asks_sent: a.asks_sent + b.asks_sent,
         icmp_errors_forwarded: a.icmp_errors_forwarded + b.icmp_errors_forwarded,
         icmp_rate_limited: a.icmp_rate_limited + b.icmp_rate_limited,
     }

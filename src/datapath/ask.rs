@@ -11,16 +11,24 @@
 //! ```
 //!
 //! The flow may have begun at another box, or before this one has lost its pins. The backends are
-//! those that the present table and earlier ones may have chosen; the program of `holdfast backend`
-//! passes the packet on, and answers ([`wire::ask`](crate::wire::ask)). Only where they are several is
-//! one asked: else the hash tells.
+//! those that the present table and earlier ones may have chosen, or all of the VIP
+//! ([`ForwardingTable::owners`]); the program of `holdfast backend` passes the packet on, and answers
+//! ([`wire::ask`](crate::wire::ask)). An ICMP error about such a flow is asked about in the same way.
+//!
+//! A list has room for [`most_hops`] backends. For more of them copies go to further lists; then the
+//! last one of a list does not deliver the packet, as another list may have the owner.
 //!
 //! A packet that does not fit with its list of hops goes as its first bytes only, and is not
 //! delivered: the sender repeats it, to the pin that the answer has made.
 //!
-//! Writes: frames. Cost: some ten choices of a backend, and a keyed hash.
+//! Writes: frames, the backlog. Cost: some ten choices of a backend, and a keyed hash and a copy for
+//! each list. Bound: [`MAX_LISTS`] per packet, and the box's budget of asks.
+//!
+//! [`ForwardingTable::owners`]: crate::forwarding::ForwardingTable::owners
 
 use std::time::SystemTime;
+
+use arrayvec::ArrayVec;
 
 use super::batch::Packet;
 use super::context::Context;
@@ -28,18 +36,31 @@ use super::resources::Resources;
 use super::rewrite::address_frame;
 use super::rewrite::tunnel::{inner, outer, wrap};
 use super::select::admit;
-use crate::forwarding::table::{Backend, Owners};
+use crate::forwarding::table::{Backend, Owners, Vip};
 use crate::forwarding::{Ask as Wanted, Miss};
-use crate::net::{Address, FleetKey, FlowKey, ListenKey, Protocol};
+use crate::net::{Address, Family, FlowKey, ListenKey, NicIndex, Protocol};
 use crate::stats::Drop;
-use crate::wire::ask::{self, Answer, Ask, Minute};
+use crate::units::Ticks;
+use crate::wire::ask::{self, Answer, Ask, MAX_HOPS, Minute, most_hops};
 use crate::wire::headers::{Headers, protocol};
 use crate::wire::tunnel::{Inner, Outer};
+use crate::xdp::umem::{Frame, FramePool};
 
+/// Most lists of backends that are asked about one packet.
+pub const MAX_LISTS: usize = 4;
+/// Where a VIP has more backends than the lists, the time after which others are asked: a sender's
+/// first repetitions come later.
+const TURN: Ticks = Ticks(15);
 /// Bytes of a packet that is cut off: an IPv6 header and a TCP header with all options.
 const CUT: u16 = 100;
 const UDP_LEN: usize = 8;
 const GUE_LEN: usize = 4;
+
+/// Backends of one family, in the order in which they are asked.
+pub type Hops<'t> = ArrayVec<&'t Backend, MAX_HOPS>;
+
+/// Lists of backends that are asked about one packet.
+pub type Lists<'t> = ArrayVec<Hops<'t>, MAX_LISTS>;
 
 /// Returns the backends to ask about a packet without a pin; `None` if the hash tells.
 #[inline]
@@ -50,55 +71,140 @@ pub fn owners<'t>(packet: &Packet, miss: Miss, context: &Context<'t>) -> Option<
     }
     context.table.local().tunnels.fleet?;
     let tcp = packet.flow.protocol() == Protocol::Tcp && !vip.forward.translates();
-    let owners = tcp.then(|| context.table.owners(vip, &packet.flow.key()))?;
-    (owners.len() > 1).then_some(owners)
+    let owners = tcp.then(|| context.table.owners(vip, &packet.flow.key(), context.now))?;
+    (owners.or_any || !owners.likely.is_empty()).then_some(owners)
 }
 
-/// Turns the packet into an ask.
+/// Turns the packet into an ask, and sends copies to further lists.
 ///
 /// # Errors
-/// The reason for which it cannot be sent; the frame is then unchanged, but for a packet that was cut.
+/// The reason for which it cannot be sent; the frame is then unchanged.
 #[cold]
-pub fn ask(packet: &mut Packet, owners: &Owners<'_>, context: &Context<'_>) -> Result<(), Drop> {
-    let key = packet.flow.key();
-    admit(packet, &key, context)?;
-    let [FleetKey(present), _] = context.table.local().tunnels.fleet.ok_or(Drop::NoBackend)?;
-    let first = owners.first().ok_or(Drop::NoBackend)?;
-    let hop = first.next_hop.as_ref().ok_or(Drop::NoNextHop)?;
-    let Packet { frame: Some(frame), layout, flow, .. } = packet else {
-        return Err(Drop::NoBackend);
-    };
+pub fn ask(
+    packet: &mut Packet,
+    owners: &Owners<'_>,
+    resources: &mut Resources,
+    context: &Context<'_>,
+) -> Result<(), Drop> {
+    let vip = admit(packet, &packet.flow.key(), context)?;
+    let Resources { asks, pool, backlog, .. } = resources;
+    if let Some(rate) = context.table.local().asks {
+        if !asks.refresh(rate, rate, context.now) {
+            return Err(Drop::AskLimited);
+        }
+        asks.take();
+    }
+    let lists = lists(vip, owners, context);
+    let whole = inner_of(packet)?;
+    let is_part = lists.len() > 1;
+    for hops in lists.iter().skip(1) {
+        let Some(mut copy) = pool.pop() else { break };
+        let nic = match copy.copy_from(packet.data()) {
+            true => put(&mut copy, packet, &whole, (hops, is_part), context),
+            false => Err(Drop::NoHeadroom),
+        };
+        match nic {
+            Ok(nic) => backlog.push_ask(nic, copy, pool),
+            Err(_) => pool.push(copy),
+        }
+    }
+    send(packet, lists.first().ok_or(Drop::NoBackend)?, is_part, pool, context)?;
+    context.stats.asks_sent.add(1);
+    Ok(())
+}
+
+fn inner_of(packet: &Packet) -> Result<Inner, Drop> {
+    let frame = packet.frame.as_ref().ok_or(Drop::NoBackend)?;
+    inner(frame, packet.layout.ip()).ok_or(Drop::TruncatedEthernet)
+}
+
+/// Turns the packet into an ask of these hops.
+///
+/// # Errors
+/// As [`ask`].
+pub fn send(
+    packet: &mut Packet,
+    hops: &Hops<'_>,
+    is_part: bool,
+    pool: &mut FramePool,
+    context: &Context<'_>,
+) -> Result<(), Drop> {
+    let whole = inner_of(packet)?;
+    let mut frame = packet.frame.take().ok_or(Drop::NoBackend)?;
     packet.bytes = frame.packet_len();
+    pool.cut(&mut frame);
+    let nic = put(&mut frame, packet, &whole, (hops, is_part), context);
+    packet.frame = Some(frame);
+    packet.nic = nic?;
+    packet.backend = hops.first().map_or(packet.backend, |first| first.id.index);
+    Ok(())
+}
+
+/// Returns the lists of backends to ask, the likeliest first.
+pub fn lists<'t>(vip: &'t Vip, owners: &Owners<'t>, context: &Context<'t>) -> Lists<'t> {
+    let others = context.table.others(vip, owners);
+    let first = owners.likely.first().copied().or_else(|| others.clone().next());
+    let hops = most_hops(first.map_or(Family::V4, |first| first.address.family()));
+    let room = (MAX_LISTS * hops).saturating_sub(owners.likely.len()).max(1);
+    let turns = others.clone().count().div_ceil(room).max(1);
+    let turn = usize::try_from(context.now.0 / TURN.0).unwrap_or_default() % turns;
+    let mut lists = Lists::new();
+    for backend in owners.likely.iter().copied().chain(others.skip(turn * room).take(room)) {
+        let family = backend.address.family();
+        let fits = |hops: &Hops<'_>| {
+            let same = hops.first().is_some_and(|first| first.address.family() == family);
+            same && hops.len() < most_hops(family)
+        };
+        if lists.iter().any(fits) {
+            lists
+                .iter_mut()
+                .find(|hops| fits(hops))
+                .into_iter()
+                .for_each(|hops| hops.push(backend));
+        } else if lists.try_push([backend].into_iter().collect()).is_err() {
+            break;
+        }
+    }
+    lists
+}
+
+/// Turns a frame with the packet into an ask of these hops; returns the NIC that it leaves by.
+fn put(
+    frame: &mut Frame,
+    packet: &Packet,
+    whole: &Inner,
+    (hops, is_part): (&Hops<'_>, bool),
+    context: &Context<'_>,
+) -> Result<NicIndex, Drop> {
+    let Packet { layout, flow, .. } = packet;
+    let tunnels = &context.table.local().tunnels;
+    let [key, _] = tunnels.fleet.ok_or(Drop::NoBackend)?;
+    let first = hops.first().ok_or(Drop::NoBackend)?;
+    let hop = first.next_hop.as_ref().ok_or(Drop::NoNextHop)?;
     let at = layout.ip();
-    let whole = inner(frame, at).ok_or(Drop::TruncatedEthernet)?;
     let outer = outer(flow.tuple, whole.dont_fragment, first, context).ok_or(Drop::NoBackend)?;
-    let family = first.address.family();
-    let same = owners.iter().filter(|owner| owner.address.family() == family);
-    let hops = same.map(|owner| owner.address).take(ask::most_hops(family)).collect();
-    let mut question = Ask { asker: outer.source, hops, is_probe: false };
-    let private = ask::len(family, question.hops.len());
-    let ports = context.table.local().tunnels.gue_ports(context.table.entropy().hash(flow.tuple));
+    let private = ask::len(first.address.family(), hops.len());
+    let ports = tunnels.gue_ports(context.table.entropy().hash(flow.tuple));
     let words = u8::try_from(private / 4).unwrap_or(u8::MAX);
     let outer = Outer { gue: Some(ports), private: words, ..outer };
-    let mut told = whole;
-    if whole.len.saturating_add(outer.overhead()) > first.mtu || frame.is_long() {
-        if frame.is_long() || whole.len < CUT {
-            return Err(Drop::TooBig);
-        }
-        told = Inner { len: CUT, ..whole };
-        question.is_probe = true;
+    let is_here = at + usize::from(whole.len) <= frame.len();
+    let is_cut = !is_here || whole.len.saturating_add(outer.overhead()) > first.mtu;
+    if is_cut && whole.len < CUT {
+        return Err(Drop::TooBig);
     }
-    if !wrap(frame, at, &told, &outer) {
+    let carried = if is_cut { Inner { len: CUT, ..*whole } } else { *whole };
+    if !wrap(frame, at, &carried, &outer) {
         return Err(Drop::NoHeadroom);
     }
+    let hops = hops.iter().map(|hop| hop.address).collect();
+    let question = Ask { asker: outer.source, hops, is_probe: is_cut, is_part };
     let end = at + usize::from(outer.overhead());
     let data = frame.data_mut().get_mut(end - private..end).unwrap_or_default();
-    if !question.write(data, &key, &FleetKey(present), minute()) {
+    if !question.write(data, &flow.key(), &key, minute()) {
         return Err(Drop::NoHeadroom);
     }
-    packet.backend = first.id.index;
-    packet.nic = hop.nic;
-    address_frame(frame, layout.tag, hop, context)
+    address_frame(frame, layout.tag, hop, context)?;
+    Ok(hop.nic)
 }
 
 /// Pins the flow of an answer; returns how the packet ends.

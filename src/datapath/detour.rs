@@ -48,7 +48,9 @@ pub fn detour(
             finish(meet(packet, resources, context), packet, resources, context);
         }
         Unsent::NoPin(miss) => match owners(packet, miss, context) {
-            Some(owners) => finish(ask(packet, &owners, context), packet, resources, context),
+            Some(owners) => {
+                finish(ask(packet, &owners, resources, context), packet, resources, context);
+            }
             None => open(packet, miss, resources, context),
         },
         Unsent::Waits => finish(again(packet, resources, context), packet, resources, context),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
 
+use super::ask::{Hops, lists, owners, send};
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::clients::key_of;
@@ -20,15 +21,15 @@ use super::local_reply::reject_no_backend;
 use super::parse::{Parsed, parse};
 use super::reset::TxBacklog;
 use super::rewrite::{mtu_towards, rewrite_to_backend, tunnel};
-use super::select::{rivals, select};
+use super::select::{admit, rivals, select};
 use super::syn_proxy::{guards, is_served};
 use crate::flow::clients::Key;
 use crate::flow::entry::{Pin, State};
 use crate::flow::shared::{FoundPin, SharedTables};
 use crate::flow::table::TableError;
 use crate::forwarding::explain::{Explanation, Question, Segment, Trace};
-use crate::forwarding::table::{Backend, Vip, name};
-use crate::forwarding::{ForwardingTable, Miss};
+use crate::forwarding::table::{Backend, Owners, Vip, name};
+use crate::forwarding::{Ask, ForwardingTable, Miss};
 use crate::net::{Address, FlowKey, Forward, NextHop, NicIndex, Protocol, Tuple, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
@@ -118,10 +119,11 @@ impl Explainer {
             stats: &stats,
             trace: Some(&trace),
         };
-        let verdict = run(&mut packet, &mut conntrack, context);
+        let verdict = run(&mut packet, &mut conntrack, &mut self.pool, context);
         let sent = verdict.is_ok();
         match verdict {
-            Ok(()) => record_rewrite(&packet, pinned, question, context),
+            Ok(Done::Forwarded) => record_rewrite(&packet, pinned, question, context),
+            Ok(Done::Asked) => {}
             Err(reason) => record_end(reason, &packet, context, &trace),
         }
         let frame = if sent { packet.data().to_vec() } else { Vec::new() };
@@ -189,29 +191,75 @@ impl Explainer {
     }
 }
 
+/// What has become of a packet that is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    /// It goes to a backend.
+    Forwarded,
+    /// Backends are asked for its flow.
+    Asked,
+}
+
 /// Runs the stages from parse to rewrite.
-fn run(packet: &mut Packet, conntrack: &mut Conntrack, context: &Context<'_>) -> Result<(), Drop> {
+fn run(
+    packet: &mut Packet,
+    conntrack: &mut Conntrack,
+    pool: &mut FramePool,
+    context: &Context<'_>,
+) -> Result<Done, Drop> {
     // The question is about a packet of a flow.
     let Parsed::Flow(tuple) = parse(packet)? else { return Err(Drop::UnsupportedProtocol) };
     let mut last = LastVip::NONE;
     classify(packet, tuple, context, conntrack.secret(), &mut last)?;
     // Resets of a terminated flow are not sent: only the verdict is reported.
     match forward_packet(packet, conntrack, &mut TxBacklog::default(), context) {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(Done::Forwarded),
         Err(Unsent::Dropped(reason)) => Err(reason),
         Err(Unsent::NoPin(miss)) => {
+            if let Some(owners) = owners(packet, miss, context) {
+                ask(packet, &owners, pool, context)?;
+                return Ok(Done::Asked);
+            }
             let miss = if guards(packet, context) {
                 record_guard(packet.vip, miss, context)?
             } else {
                 miss
             };
             let opened = select(packet, miss, conntrack, context)?;
-            rewrite_to_backend(packet, &opened.target, context)
+            rewrite_to_backend(packet, &opened.target, context)?;
+            Ok(Done::Forwarded)
         }
         Err(Unsent::Fragment) => Err(Drop::Fragment),
         Err(Unsent::Answer) => Err(Drop::AskAnswer),
         Err(Unsent::Waits | Unsent::Answers(_)) => Err(Drop::SynProxyWaits),
     }
+}
+
+/// Turns the packet into an ask, and traces who is asked, and why.
+fn ask(
+    packet: &mut Packet,
+    owners: &Owners<'_>,
+    pool: &mut FramePool,
+    context: &Context<'_>,
+) -> Result<(), Drop> {
+    let vip = admit(packet, &packet.flow.key(), context)?;
+    let lists = lists(vip, owners, context);
+    let first = lists.first().ok_or(Drop::NoBackend)?;
+    if let Some(trace) = context.trace {
+        let named = |list: &Hops<'_>| {
+            let names: Vec<_> = list.iter().map(|backend| name(backend, context.table)).collect();
+            names.join(", then ")
+        };
+        let all: Vec<_> = lists.iter().map(named).collect();
+        let why = match (vip.policy.ask, owners.or_any) {
+            (Ask::All, _) => "lost.ask = \"all\"",
+            (_, true) => "the VIP's past is not known as far back as lost.remember_s says",
+            (_, false) => "earlier tables have chosen others than the present one",
+        };
+        let then = "the one that has the connection gets the packet, and answers: a pin";
+        trace.record("ask", all.join("; and "), format!("{why}; {then}"));
+    }
+    send(packet, first, lists.len() > 1, pool, context)
 }
 
 /// Traces the proof that a VIP with `syn_proxy` wants of a client, and goes on as if it was given;

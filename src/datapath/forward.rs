@@ -3,6 +3,7 @@
 //! A packet that cannot be forwarded along a pin takes a [`detour`](super::detour), which calls
 //! [`forward_packet`] again for a fragment.
 
+use super::ask::owners;
 use super::batch::{Direction, Packet};
 use super::conntrack::{Conntrack, Untracked};
 use super::context::Context;
@@ -67,6 +68,9 @@ pub fn forward_packet(
             let client = unpinned::answer(packet, source, context)?;
             return Ok(rewrite_to_client(packet, &client, context)?);
         }
+        Direction::Related(None) if is_asked_about(packet, conntrack, context) => {
+            return Err(Unsent::NoPin(Miss::NonSyn));
+        }
         Direction::Related(source) => {
             return Ok(icmp::forward(packet, source, conntrack, context)?);
         }
@@ -81,6 +85,13 @@ pub fn forward_packet(
         Ok(client) => Ok(rewrite_to_client(packet, &client, context)?),
         Err(untracked) => Err(unsent(untracked, packet, context, backlog)),
     }
+}
+
+/// Whether backends are to be asked for the flow that an ICMP error to a VIP is about.
+#[cold]
+fn is_asked_about(packet: &Packet, conntrack: &Conntrack, context: &Context<'_>) -> bool {
+    owners(packet, Miss::NonSyn, context).is_some()
+        && conntrack.peek(&packet.flow, packet.hint, context).is_none()
 }
 
 /// Returns the reason for the detour. Resets both ends of a terminated flow.

@@ -46,8 +46,17 @@ const PER_FLOW: usize = 2;
 pub struct TxBacklog {
     /// Resets, probes and handshakes.
     segments: ArrayVec<Segment, BACKLOG>,
-    /// Later fragments of packets that were too long ([`fragment_out`](super::fragment_out)).
-    fragments: ArrayVec<(NicIndex, Frame), BACKLOG>,
+    /// Further frames of packets.
+    frames: ArrayVec<(Further, NicIndex, Frame), BACKLOG>,
+}
+
+/// A frame that leaves because of a packet, besides the packet's own.
+#[derive(Debug, Clone, Copy)]
+enum Further {
+    /// Later fragment of a packet that was too long ([`fragment_out`](super::fragment_out)).
+    Fragment,
+    /// Copy of a packet for other backends that are asked ([`ask`](super::ask)).
+    Ask,
 }
 
 impl TxBacklog {
@@ -58,13 +67,22 @@ impl TxBacklog {
 
     /// Number of fragments for which there is room.
     pub const fn room_for_fragments(&self) -> usize {
-        self.fragments.remaining_capacity()
+        self.frames.remaining_capacity()
     }
 
     /// Queues a rewritten fragment that leaves by `nic`.
     pub fn push_fragment(&mut self, nic: NicIndex, frame: Frame, pool: &mut FramePool) {
-        if let Err(error) = self.fragments.try_push((nic, frame)) {
-            pool.push(error.element().1);
+        self.push_frame((Further::Fragment, nic, frame), pool);
+    }
+
+    /// Queues a copy of a packet, as an ask that leaves by `nic`.
+    pub fn push_ask(&mut self, nic: NicIndex, frame: Frame, pool: &mut FramePool) {
+        self.push_frame((Further::Ask, nic, frame), pool);
+    }
+
+    fn push_frame(&mut self, further: (Further, NicIndex, Frame), pool: &mut FramePool) {
+        if let Err(error) = self.frames.try_push(further) {
+            pool.push(error.element().2);
         }
     }
 
@@ -137,22 +155,26 @@ impl TxBacklog {
         }
     }
 
-    /// Queues all segments and fragments on the TX rings, as far as there are free frames and room.
+    /// Queues all segments and further frames on the TX rings, as far as there are free frames and room.
     #[inline]
     pub fn send(&mut self, queues: &mut Queues, pool: &mut FramePool, context: &Context<'_>) {
         if !self.segments.is_empty() {
             self.send_segments(queues, pool, context);
         }
-        if !self.fragments.is_empty() {
-            self.send_fragments(queues, pool, context.stats);
+        if !self.frames.is_empty() {
+            self.send_frames(queues, pool, context.stats);
         }
     }
 
     #[cold]
-    fn send_fragments(&mut self, queues: &mut Queues, pool: &mut FramePool, stats: &WorkerStats) {
-        for (nic, frame) in self.fragments.drain(..) {
+    fn send_frames(&mut self, queues: &mut Queues, pool: &mut FramePool, stats: &WorkerStats) {
+        for (further, nic, frame) in self.frames.drain(..) {
+            let counter = match further {
+                Further::Fragment => &stats.fragments_sent,
+                Further::Ask => &stats.asks_sent,
+            };
             match queues.enqueue_one(nic, frame) {
-                Ok(()) => stats.fragments_sent.add(1),
+                Ok(()) => counter.add(1),
                 Err(frame) => pool.push(frame),
             }
         }

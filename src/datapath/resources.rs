@@ -5,6 +5,7 @@ use super::fragments::Fragments;
 use super::handshakes::Handshakes;
 use super::limiter::Limiter;
 use super::reset::TxBacklog;
+use super::token_bucket::TokenBucket;
 use crate::xdp::umem::FramePool;
 
 /// Connection tracking, parked fragments, locally generated packets, rate limits, handshakes, free
@@ -20,6 +21,8 @@ pub struct Resources {
     pub limiter: Limiter,
     /// Rate limit of refusals at VIPs with `syn_proxy`.
     pub reset_limiter: Limiter,
+    /// Budget of asks.
+    pub asks: TokenBucket,
     /// Handshakes with backends that are not complete.
     pub handshakes: Handshakes,
     /// Free frames.

@@ -16,6 +16,7 @@ use super::receive::receive;
 use super::reset::TxBacklog;
 use super::resources::Resources;
 use super::syn_proxy::repeat;
+use super::token_bucket::TokenBucket;
 use super::transmit::transmit;
 use crate::flow::shared::SharedTables;
 use crate::forwarding::explain::Trace;
@@ -99,6 +100,7 @@ impl Worker {
             backlog: TxBacklog::default(),
             limiter: Limiter::default(),
             reset_limiter: Limiter::default(),
+            asks: TokenBucket::default(),
             handshakes: Handshakes::default(),
             pool,
         };

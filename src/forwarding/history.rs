@@ -139,7 +139,7 @@ impl History {
 
     /// Whether it knows all states of the `span` before `now`.
     pub fn reaches(&self, span: Ticks, now: Ticks) -> bool {
-        self.since.is_some_and(|since| now.since(since) >= span)
+        self.since.is_some_and(|since| now.since(since).0 >= span.0)
     }
 
     /// Returns the backends that states of the `span` before `now` may have chosen for a flow, the
@@ -150,7 +150,7 @@ impl History {
         span: Ticks,
         now: Ticks,
     ) -> impl Iterator<Item = BackendId> {
-        let recent = self.past.iter().filter(move |past| now.since(past.until) <= span);
+        let recent = self.past.iter().filter(move |past| now.since(past.until).0 <= span.0);
         recent.flat_map(move |Past { state, .. }| state.chosen(hash(&state.splits)))
     }
 }
@@ -234,7 +234,8 @@ mod tests {
             history = history.after(&weighted(1), &weighted(2), Ticks(0));
             history = history.after(&weighted(2), &weighted(1), Ticks(0));
         }
-        let like = |last| history.past.iter().filter(|past| past.state.is_like(&weighted(last))).count();
+        let like =
+            |last| history.past.iter().filter(|past| past.state.is_like(&weighted(last))).count();
         assert_eq!((like(1), like(2)), (0, 1));
     }
 

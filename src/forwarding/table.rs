@@ -19,11 +19,12 @@ use super::share::{Shares, shares};
 use super::spec::{BackendSpec, FULL_SHARE, VipSpec};
 use super::sticky::{Hold, Reentry, Sticky};
 use super::tunnel::Entropy;
-use super::{ClientKey, FlowTimeouts, Local, MAX_RETURN_PATHS, Splits, VipPolicy};
+use super::{Ask, ClientKey, FlowTimeouts, Local, MAX_RETURN_PATHS, Splits, VipPolicy};
 use crate::net::{
     Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PathKey,
     PortRange, Protocol, VipId, exact,
 };
+use crate::units::Ticks;
 
 /// Most backends that are likely to have a flow.
 pub const MAX_OWNERS: usize = 16;
@@ -281,25 +282,21 @@ impl ForwardingTable {
             }
         };
         if by_hash {
-            let chosen = vip.state.chosen(present);
             let can_be_asked = |id| self.pinned(id).is_some_and(|chosen| chosen.can_be_asked);
-            if !chosen.clone().all(can_be_asked) {
+            if !vip.state.chosen(present).all(can_be_asked) {
                 return Owners::default();
             }
-            chosen.chain(vip.whole.chosen(present)).for_each(&mut add);
+            vip.state.chosen(present).chain(vip.whole.chosen(present)).for_each(&mut add);
             vip.history.chosen(hash, recall, now).for_each(add);
         }
-        let or_any = !by_hash || !vip.history.reaches(recall, now);
-        let known = || ids.iter().filter_map(|&id| self.pinned(id)).filter(|one| one.is_asked_of(vip));
+        let known =
+            || ids.iter().filter_map(|&id| self.pinned(id)).filter(|one| one.is_asked_of(vip));
         let there = known().filter(|backend| backend.takes_non_syn);
-        let likely: ArrayVec<_, MAX_OWNERS> =
-            there.chain(known().filter(|backend| !backend.takes_non_syn)).collect();
-        let mut owners = Owners { likely, or_any };
+        let likely = there.chain(known().filter(|backend| !backend.takes_non_syn)).collect();
+        let or_any = !by_hash || !vip.history.reaches(recall, now);
+        let owners = Owners { likely, or_any };
         let is_one = owners.likely.len() + self.others(vip, &owners).take(2).count() < 2;
-        if is_one {
-            owners = Owners::default();
-        }
-        owners
+        if is_one { Owners::default() } else { owners }
     }
 
     /// Returns the backends of a VIP that may have a flow, besides the likely owners: first those that
@@ -816,54 +813,66 @@ pub(crate) mod testing {
 mod tests {
     use super::testing::{backend, spec};
     use super::*;
+    use crate::forwarding::policy::RECALL;
     use crate::forwarding::spec::Ports;
 
     fn key(address: [u8; 4], port: u16) -> ListenKey {
         ListenKey { address: Address::from_v4(address), port, protocol: Protocol::Tcp }
     }
 
-    /// Whatever has changed since a flow began, its backend is among its owners.
-    #[test]
-    fn the_owners_of_a_flow_include_the_backend_that_an_earlier_table_has_chosen() {
-        use crate::forwarding::scheduler::testing::TestPool;
-        let with = |backends: &[BackendSpec]| VipSpec { backends: backends.to_vec(), ..spec(0) };
-        let b = |index, change: fn(&mut BackendSpec)| {
-            let mut backend = backend(index);
-            change(&mut backend);
-            backend
-        };
-        let as_is = |index| backend(index);
-        let down: fn(&mut BackendSpec) = |backend| backend.up = false;
-        let drains: fn(&mut BackendSpec) = |backend| backend.service = Service::Draining;
-        let heavier: fn(&mut BackendSpec) = |backend| backend.weight = 4;
-        let pools = [
-            with(&[as_is(0), as_is(1), as_is(2)]),
-            with(&[as_is(0), as_is(1), as_is(2), as_is(3)]),
-            with(&[as_is(0), b(1, heavier), as_is(2), as_is(3)]),
-            with(&[b(0, drains), b(1, heavier), as_is(2), as_is(3)]),
-            with(&[b(0, drains), b(1, heavier), b(2, down), as_is(3)]),
-        ];
-        let mut table: Option<ForwardingTable> = None;
-        let mut chosen: Vec<Vec<BackendIndex>> = Vec::new();
-        let flow = |port| FlowKey {
+    fn asking(ask: Ask, backends: &[BackendSpec]) -> VipSpec {
+        let spec = VipSpec { backends: backends.to_vec(), ..spec(0) };
+        spec.with(|policy| policy.ask = ask)
+    }
+
+    fn flow(port: u16) -> FlowKey {
+        FlowKey {
             client: Address::from_v4([198, 51, 100, 1]),
             vip: Address::from_v4([192, 0, 2, 10]),
             client_port: port,
             vip_port: 80,
             protocol: Protocol::Tcp,
-        };
-        for (generation, pool) in (1..).zip(&pools) {
-            let specs = [pool.clone()];
-            let next = ForwardingTable::build(
-                generation,
-                [0; 16],
-                Local::default(),
-                &specs,
-                table.as_ref(),
-            );
+        }
+    }
+
+    fn changed(index: u16, change: fn(&mut BackendSpec)) -> BackendSpec {
+        let mut backend = backend(index);
+        change(&mut backend);
+        backend
+    }
+
+    /// The table after `before`, which was published at the start of the clock.
+    fn table_after(before: Option<&ForwardingTable>, vip: &VipSpec) -> ForwardingTable {
+        let (secret, local) = ([0; 16], Local::default());
+        let table = ForwardingTable::build(1, secret, local, std::slice::from_ref(vip), before);
+        table.recalling(before, Ticks(0))
+    }
+
+    fn likely(owners: &Owners<'_>) -> Vec<u16> {
+        owners.likely.iter().map(|backend| backend.id.index.0).collect()
+    }
+
+    /// Whatever has changed since a flow began, its backend is among its owners.
+    #[test]
+    fn the_owners_of_a_flow_include_the_backend_that_an_earlier_table_has_chosen() {
+        use crate::forwarding::scheduler::testing::TestPool;
+        let drains: fn(&mut BackendSpec) = |backend| backend.service = Service::Draining;
+        let heavier: fn(&mut BackendSpec) = |backend| backend.weight = 4;
+        let down: fn(&mut BackendSpec) = |backend| backend.up = false;
+        let pools = [
+            vec![backend(0), backend(1), backend(2)],
+            vec![backend(0), backend(1), backend(2), backend(3)],
+            vec![backend(0), changed(1, heavier), backend(2), backend(3)],
+            vec![changed(0, drains), changed(1, heavier), backend(2), backend(3)],
+            vec![changed(0, drains), changed(1, heavier), changed(2, down), backend(3)],
+        ];
+        let mut table: Option<ForwardingTable> = None;
+        let mut chosen: Vec<Vec<BackendIndex>> = Vec::new();
+        for pool in &pools {
+            let next = table_after(table.as_ref(), &asking(Ask::History, pool));
             let vip = next.vip(VipId(0)).unwrap();
             let out = |index: &u16| !next.backend(BackendIndex(*index)).unwrap().takes_new;
-            let all = u16::try_from(pool.backends.len()).unwrap();
+            let all = u16::try_from(pool.len()).unwrap();
             let mut pool = TestPool { out: (0..all).filter(out).collect(), ..TestPool::default() };
             let mut choose = |port| {
                 let hash = vip.affinity_hash(&next.secret, &flow(port));
@@ -871,21 +880,63 @@ mod tests {
             };
             chosen.push((1000..1100).map(&mut choose).collect());
             for (port, at) in (1000..1100).zip(0..) {
-                let owners = next.owners(vip, &flow(port), now);
+                let owners = next.owners(vip, &flow(port), RECALL);
                 assert!(!owners.or_any, "the past is known");
-                let owners: Vec<_> = owners.likely.iter().map(|it| it.id.index).collect();
+                let owners = likely(&owners);
+                let of = |earlier: &Vec<BackendIndex>| earlier[at].0;
+                let present = of(chosen.last().unwrap());
                 if owners.is_empty() {
-                    assert!(chosen.iter().all(|earlier| earlier[at] == chosen[0][at]), "{port}");
+                    assert!(chosen.iter().all(|earlier| of(earlier) == present), "{port}");
                     continue;
                 }
-                assert_eq!(owners[0], chosen.last().unwrap()[at], "the present choice first");
+                assert_eq!(owners[0], present, "the present choice first");
                 for earlier in &chosen {
-                    assert!(owners.contains(&earlier[at]), "{port}: {owners:?} {earlier:?}");
+                    assert!(owners.contains(&of(earlier)), "{port}: {owners:?} {earlier:?}");
                 }
                 assert!(owners.len() <= 4, "{owners:?}");
             }
             table = Some(next);
         }
+    }
+
+    /// Without knowledge of the past, any backend may have a flow; with it, those that were chosen.
+    #[test]
+    fn all_backends_may_have_a_flow_from_before_the_known_past() {
+        let vip = asking(Ask::History, &[backend(0), backend(1), backend(2), backend(3)]);
+        let table = table_after(None, &vip);
+        let vip = table.vip(VipId(0)).unwrap();
+        for port in 1000..1020 {
+            let early = table.owners(vip, &flow(port), Ticks(RECALL.0 - 1));
+            assert!(early.or_any);
+            let mut all = likely(&early);
+            assert_eq!(all.len(), 1);
+            all.extend(table.others(vip, &early).map(|other| other.id.index.0));
+            all.sort_unstable();
+            assert_eq!(all, [0, 1, 2, 3]);
+            let late = table.owners(vip, &flow(port), RECALL);
+            assert_eq!((likely(&late), late.or_any), (Vec::new(), false), "the hash tells");
+        }
+    }
+
+    #[test]
+    fn only_those_are_owners_that_can_be_asked() {
+        let silent: fn(&mut BackendSpec) = |backend| backend.can_be_asked = false;
+        let gone: fn(&mut BackendSpec) = |backend| backend.removed = true;
+        let pool = [changed(0, silent), backend(1), changed(2, gone), backend(3)];
+        let table = table_after(None, &asking(Ask::All, &pool));
+        let vip = table.vip(VipId(0)).unwrap();
+        let owners = table.owners(vip, &flow(1000), RECALL);
+        let all: Vec<u16> = table.others(vip, &owners).map(|other| other.id.index.0).collect();
+        assert_eq!((likely(&owners), all), (vec![], vec![1, 3, 2]), "the removed one last");
+        // Where the hash's choice cannot be asked, the hash decides.
+        let table = table_after(None, &asking(Ask::History, &pool));
+        let vip = table.vip(VipId(0)).unwrap();
+        let asked = (1000..1100).filter(|port| table.owners(vip, &flow(*port), Ticks(0)).or_any);
+        assert!((40..90).contains(&asked.count()));
+        // One that can be asked is not asked alone.
+        let pool = [changed(0, silent), backend(1), changed(2, silent)];
+        let table = table_after(None, &asking(Ask::All, &pool));
+        assert!(!table.owners(table.vip(VipId(0)).unwrap(), &flow(1000), Ticks(0)).or_any);
     }
 
     #[test]

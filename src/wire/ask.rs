@@ -31,6 +31,8 @@ const ASK: u32 = 0x6866_4131;
 const OWNER: u32 = 0x6866_4f31;
 /// Flag: the packet is cut off, and only answered.
 const PROBE: u8 = 1;
+/// Flag: other backends are asked about the packet, too, so that the last hop does not deliver it.
+const PART: u8 = 2;
 
 const HEAD: usize = 8;
 const TAG: usize = 8;
@@ -58,6 +60,8 @@ pub struct Ask {
     pub hops: ArrayVec<Address, MAX_HOPS>,
     /// Whether the packet is cut off: it is answered, and not delivered.
     pub is_probe: bool,
+    /// Whether others are asked, too: if no hop has the flow, none delivers the packet.
+    pub is_part: bool,
 }
 
 /// Time as a tag has it, in minutes since 1970.
@@ -73,7 +77,9 @@ impl Ask {
         let [m0, m1, m2, m3] = magic.to_be_bytes();
         let count = u8::try_from(self.hops.len()).unwrap_or(u8::MAX);
         let family = if self.family().is_v4() { 4 } else { 6 };
-        [m0, m1, m2, m3, next, count, family, if self.is_probe { PROBE } else { 0 }]
+        let flag = |is: bool, flag: u8| if is { flag } else { 0 };
+        let flags = flag(self.is_probe, PROBE) | flag(self.is_part, PART);
+        [m0, m1, m2, m3, next, count, family, flags]
     }
 
     /// Writes the private data into `to`, which has the length of [`len`]. Returns false if it has
@@ -192,7 +198,7 @@ mod tests {
 
     fn ask(family: Family, hops: u8) -> Ask {
         let hops = (0..hops).map(|hop| address(family, 100 + hop)).collect();
-        Ask { asker: address(family, 1), hops, is_probe: false }
+        Ask { asker: address(family, 1), hops, is_probe: false, is_part: false }
     }
 
     fn written(ask: &Ask, flow: &FlowKey) -> Vec<u8> {

@@ -34,6 +34,8 @@
 #define OWNER_MAGIC 0x68664f31 /* "hfO1" */
 /* The packet is cut off: it is never delivered, only the owner answers. */
 #define ASK_PROBE 1
+/* Other backends are asked, too: the last hop does not deliver. */
+#define ASK_PART 2
 #define TCP_LISTEN 10
 /* Kernel 6.3 (include/uapi/linux/bpf.h): without them only packets in headers of their own family. */
 #define DECAP_L3_IPV4 (1ULL << 7)
@@ -389,7 +391,7 @@ static __always_inline int asked(struct __sk_buff *skb, struct view *view, __u32
 		bpf_skb_store_bytes(skb, at + offsetof(struct ask, next), &after, sizeof(after), 0);
 		return send_to(skb, view, to, skb->len - ETH_HLEN);
 	}
-	if (head->flags & ASK_PROBE) {
+	if (head->flags & (ASK_PROBE | ASK_PART)) {
 		count(PROBES_LOST);
 		return TC_ACT_SHOT;
 	}

@@ -1,14 +1,16 @@
 //! Packets in mid-flow without a pin, whose backends are asked for the flow.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use holdfast::forwarding::{Ask, Local, Service, Tunnels, VipSpec};
-use holdfast::net::{FleetKey, Forward};
+use holdfast::net::{FleetKey, Forward, Protocol};
 use holdfast::stats::Drop;
+use holdfast::units::Ticks;
 
 use super::fragments::set_sum;
+use super::icmp::{icmp, of_vip, router, too_big};
 use super::tunnel::tunnels;
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, segment, spec, tcp};
 
@@ -17,9 +19,13 @@ const MODES: [Forward; 3] = [Forward::Dsr, Forward::Ipip, Forward::Gue];
 const KEY: FleetKey = FleetKey([9; 16]);
 const BACKENDS: u16 = 4;
 
-fn rig(forward: Forward, inner: Family, outer: Family) -> Rig {
-    let mut vip: VipSpec = spec(0, forward, inner, 1, BACKENDS);
-    vip.policy.ask = Ask::History;
+/// Time for which earlier tables count.
+const RECALL: Ticks = Ticks(100);
+
+/// A box that has just started, and whose VIP has `backends`.
+fn new_rig(ask: Ask, forward: Forward, (inner, outer): (Family, Family), backends: u16) -> Rig {
+    let mut vip: VipSpec = spec(0, forward, inner, 1, backends);
+    (vip.policy.ask, vip.policy.recall) = (ask, RECALL);
     for (index, backend) in (0..).zip(&mut vip.backends) {
         backend.address = outer.backend(index);
     }
@@ -28,10 +34,18 @@ fn rig(forward: Forward, inner: Family, outer: Family) -> Rig {
     Rig::in_box(local, 1, 1, vec![vip])
 }
 
+/// A box that knows the past of its VIP.
+fn rig(forward: Forward, inner: Family, outer: Family) -> Rig {
+    let mut rig = new_rig(Ask::History, forward, (inner, outer), BACKENDS);
+    rig.skip(RECALL.0);
+    rig
+}
+
 /// An ask as it is on the wire: the hops, whether it is cut, and the inner packet.
 struct Asked {
     hops: Vec<IpAddr>,
     is_cut: bool,
+    is_part: bool,
     inner: Vec<u8>,
 }
 
@@ -63,7 +77,8 @@ fn asked(sent: &Sent) -> Option<Asked> {
     let list = &private[8..private.len() - 8];
     let hops: Vec<_> = list.chunks(each).skip(1).map(address).collect();
     assert_eq!((hops.len(), hops[0]), (usize::from(count), first), "the first hop has the packet");
-    Some(Asked { hops, is_cut: flags == 1, inner: inner.to_vec() })
+    let (is_cut, is_part) = (flags & 1 != 0, flags & 2 != 0);
+    Some(Asked { hops, is_cut, is_part, inner: inner.to_vec() })
 }
 
 fn is_ask(private: &[u8]) -> bool {
@@ -168,12 +183,12 @@ fn backends_are_asked_where_the_hash_does_not_tell() {
             for (port, began) in &places {
                 let packet = tcp(inner, *port, 80, "A");
                 let sent = other.send(0, 0, &packet).remove(0);
-                let Some(Asked { hops, is_cut, inner: carried }) = asked(&sent) else {
+                let Some(Asked { hops, is_cut, is_part, inner: carried }) = asked(&sent) else {
                     assert_eq!(sent.destination_mac(), *began, "{forward:?} {port}");
                     continue;
                 };
                 asks += 1;
-                assert!(!is_cut && packet[14..].starts_with(&carried), "{forward:?}");
+                assert!(!is_cut && !is_part && packet[14..].starts_with(&carried), "{forward:?}");
                 assert_eq!(carried.len(), packet.len() - 14);
                 assert_eq!(hops.len(), 2, "{hops:?}");
                 assert!(hops.contains(&outer.backend(0)), "{hops:?}: the one that drains");
@@ -207,5 +222,105 @@ fn a_packet_that_does_not_fit_goes_as_its_first_bytes() {
             }
         }
         assert!(cut > 10 && whole > 50, "{cut} {whole}");
+    }
+}
+
+/// A box that has just started does not know where flows began: any backend may have one.
+#[test]
+fn a_box_without_a_past_asks_all_backends() {
+    for (ask, knows) in [(Ask::History, false), (Ask::All, false), (Ask::All, true)] {
+        for forward in MODES {
+            for family in FAMILIES {
+                let mut rig = new_rig(ask, forward, (family, family), BACKENDS);
+                rig.skip(if knows { RECALL.0 } else { RECALL.0 - 1 });
+                let sent = rig.send(0, 0, &tcp(family, 1000, 80, "A"));
+                let [sent] = &sent[..] else { panic!("{} packets", sent.len()) };
+                let Asked { mut hops, is_part, .. } = asked(sent).unwrap();
+                hops.sort_unstable();
+                let all: Vec<_> = (0..BACKENDS).map(|index| family.backend(index)).collect();
+                assert_eq!((hops, is_part), (all, false));
+                assert_eq!(rig.stats(0).asks_sent.get(), 1);
+                rig.assert_accounted();
+            }
+        }
+    }
+}
+
+/// With more backends than one list has room for, copies go to further lists, and to other backends
+/// when the packet is repeated.
+#[test]
+fn many_backends_are_asked_by_copies_and_repetitions() {
+    for (family, per_list, backends) in [(Family::V4, 16, 40), (Family::V6, 5, 40)] {
+        let mut rig = new_rig(Ask::All, Forward::Ipip, (family, family), backends);
+        let packet = tcp(family, 1000, 80, "A");
+        let (mut seen, mut sent_all) = (BTreeSet::new(), 0);
+        for _ in 0..8 {
+            let sent = rig.send(0, 0, &packet);
+            assert!(sent.len() <= 4, "{}", sent.len());
+            let mut now = BTreeSet::new();
+            for sent in &sent {
+                let Asked { hops, is_part, inner, is_cut } = asked(sent).unwrap();
+                assert!(is_part && !is_cut && hops.len() <= per_list);
+                assert!(hops.iter().all(|hop| now.insert(*hop)), "each once");
+                assert_eq!(inner, packet[14..14 + inner.len()]);
+            }
+            sent_all += sent.len() as u64;
+            assert_eq!(rig.stats(0).asks_sent.get(), sent_all);
+            seen.extend(now);
+            rig.skip(20);
+        }
+        assert_eq!(seen.len(), usize::from(backends), "{family:?}");
+        rig.assert_accounted();
+    }
+}
+
+#[test]
+fn asks_have_a_budget() {
+    let mut rig = new_rig(Ask::All, Forward::Dsr, (Family::V4, Family::V4), BACKENDS);
+    rig.change_box(|local| local.asks = Some(5));
+    let count = |rig: &mut Rig| {
+        let sent = (1000..1020).flat_map(|port| rig.send(0, 0, &tcp(Family::V4, port, 80, "A")));
+        sent.collect::<Vec<_>>().iter().filter(|sent| asked(sent).is_some()).count()
+    };
+    assert_eq!((count(&mut rig), rig.drops(0, Drop::AskLimited)), (5, 15));
+    rig.skip(100);
+    assert_eq!((count(&mut rig), rig.drops(0, Drop::AskLimited)), (5, 30));
+    rig.assert_accounted();
+}
+
+/// An ICMP error goes to the backend that has the flow which it is about; it makes no pin.
+#[test]
+fn backends_are_asked_about_icmp_errors() {
+    for forward in MODES {
+        for family in FAMILIES {
+            let mut rig = new_rig(Ask::All, forward, (family, family), BACKENDS);
+            let quote = of_vip(family, Protocol::Tcp, 1000);
+            let error = icmp(router(family), family.vip(), too_big(family), 1400, &quote);
+            let sent = rig.send(0, 0, &error).remove(0);
+            let Asked { hops, inner, .. } = asked(&sent).unwrap();
+            assert_eq!((hops.len(), &inner[..]), (4, &error[14..]));
+            // With a pin it goes there.
+            let pinned = rig.send(0, 0, &tcp(family, 1000, 80, "S")).remove(0);
+            let sent = rig.send(0, 0, &error).remove(0);
+            assert!(asked(&sent).is_none());
+            assert_eq!(sent.destination_mac(), pinned.destination_mac());
+            assert_eq!(rig.stats(0).flows_active.get(), 1);
+            rig.assert_accounted();
+        }
+    }
+}
+
+#[test]
+fn a_backend_without_the_program_is_not_asked() {
+    for family in FAMILIES {
+        let mut rig = new_rig(Ask::All, Forward::Gue, (family, family), BACKENDS);
+        rig.change(|vips| vips[0].backends[1].can_be_asked = false);
+        let sent = rig.send(0, 0, &tcp(family, 1000, 80, "A")).remove(0);
+        let Asked { hops, .. } = asked(&sent).unwrap();
+        assert_eq!((hops.len(), hops.contains(&family.backend(1))), (3, false));
+        rig.change(|vips| vips[0].backends.iter_mut().for_each(|one| one.can_be_asked = false));
+        let sent = rig.send(0, 0, &tcp(family, 1001, 80, "A")).remove(0);
+        assert!(asked(&sent).is_none(), "the hash");
+        assert_eq!(rig.stats(0).flows_by_hash.get(), 1);
     }
 }

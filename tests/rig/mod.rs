@@ -486,8 +486,10 @@ impl Rig {
         let sources = SnatPool::new([Family::V4, Family::V6].map(Family::source), &ports);
         let macs = (0..nics).map(nic_mac).collect();
         let local = Local { macs, ..local };
+        // Close to the wrap of the clock, so that every test crosses it.
+        let now = u32::MAX - 50;
         let table = ForwardingTable::build(1, [7; 16], local.clone(), &specs, None);
-        let (publisher, tables) = Publisher::new(table);
+        let (publisher, tables) = Publisher::new(table.recalling(None, Ticks(now)));
         let secret = TableSecret::new(1);
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
             .map(|_| Arc::new(FlowTable::new(flows, secret.clone(), Families::BOTH).unwrap()))
@@ -495,8 +497,6 @@ impl Rig {
         let sizes = TableSizes { sources, ..TableSizes::default() };
         let shared = SharedTables::new(flow_tables, &secret, sizes).unwrap();
         shared.splices.populate(Families::BOTH).unwrap();
-        // Close to the wrap of the clock, so that every test crosses it.
-        let now = u32::MAX - 50;
         let mut rig = Self {
             workers: Vec::new(),
             nics: Vec::new(),
@@ -561,7 +561,7 @@ impl Rig {
             &self.specs,
             Some(&previous),
         );
-        self.publisher.publish(table);
+        self.publisher.publish(table.recalling(Some(&previous), Ticks(self.now)));
     }
 
     /// The VIPs of the table in force.

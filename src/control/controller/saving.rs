@@ -7,6 +7,7 @@ use crate::control::inputs::Save;
 use crate::control::saved::{Moment, SavedRegistry};
 use crate::control::state::Registry;
 use crate::control::view::Clock;
+use crate::units::Ticks;
 
 /// Saver of the registry.
 pub(super) struct Saving {
@@ -32,6 +33,11 @@ impl Saving {
     pub(super) fn off() -> Self {
         let clock: Clock = std::sync::Arc::new(|| crate::units::Ticks(0));
         Self::new(None, &clock)
+    }
+
+    /// The time on the data path's clock.
+    pub(super) fn now(&self) -> Ticks {
+        self.moment.ticks_at(Instant::now())
     }
 
     /// Whether a later process finds the pins.

@@ -66,7 +66,8 @@ impl World {
         let generation = current.generation() + 1;
         let secret = self.config.hash.secret;
         let table =
-            ForwardingTable::build(generation, secret, self.local(), &specs, Some(&current));
+            ForwardingTable::build(generation, secret, self.local(), &specs, Some(&current))
+                .recalling(Some(&current), self.saving.now());
         drop(current);
         self.publisher.publish(table);
         self.dirty = false;
