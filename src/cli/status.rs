@@ -10,8 +10,9 @@ use super::args::SocketArgs;
 use super::error::CliError;
 use super::table::{Cell, Columns, GREEN, Look, RED, YELLOW, coloured, count, grouped, span, text};
 use crate::control::api::{
-    BackendState, BackendStatus, FlowTableStatus, FullNatStatus, HealthState, NextHopStatus,
-    NicStatus, RemovedStatus, SecurityStatus, Status, Totals, VipStatus, WorkerStatus,
+    BackendState, BackendStatus, DigestStatus, FlowTableStatus, FullNatStatus, HealthState,
+    NextHopStatus, NicStatus, RemovedStatus, SecurityStatus, Status, Totals, VipStatus,
+    WorkerStatus,
 };
 use crate::format::counted;
 use crate::net::PortRange;
@@ -50,6 +51,8 @@ pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Re
     let up = span(*uptime_s);
     writeln!(out, "holdfast {version}, pid {pid}, up {up}, {config}, generation {generation}")?;
     if look.all {
+        let DigestStatus { configured, in_force } = &status.digests;
+        writeln!(out, "digest of the configuration {configured}, of the table {in_force}")?;
         let SecurityStatus { capabilities, seccomp } = &status.security;
         let filter = if *seccomp { "filtered" } else { "not filtered" };
         writeln!(out, "control keeps {}; system calls are {filter}", capabilities.join(", "))?;

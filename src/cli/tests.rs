@@ -245,6 +245,10 @@ fn sample(backends: Vec<BackendStatus>) -> api::Status {
         uptime_s: 7440,
         config: "/etc/holdfast.toml".to_owned(),
         generation: 3,
+        digests: api::DigestStatus {
+            configured: "3f1f0c3b0f0d5a8e".to_owned(),
+            in_force: "7c6b5a4938271605".to_owned(),
+        },
         log_lines_lost: 0,
         security: api::SecurityStatus {
             capabilities: vec!["CAP_BPF".to_owned(), "CAP_NET_ADMIN".to_owned()],

@@ -61,7 +61,7 @@ impl RawLost {
         } else if ask == Ask::History && remembers {
             let what =
                 "the backend that a client had does not follow from the VIP's earlier tables";
-            report.error(&at, what, "use ask = \"all\", or remove `affinity.remember_s`");
+            report.error(&at, what, "use ask = \"all\", or remove [vip.sticky]");
         }
         lost
     }

@@ -52,6 +52,9 @@ pub struct Status {
     pub config: String,
     /// Generation of the published forwarding table.
     pub generation: u64,
+    /// What the choice of a backend depends on.
+    #[serde(default)]
+    pub digests: DigestStatus,
     /// Log lines lost because the reader had gone or was too slow.
     #[serde(default)]
     pub log_lines_lost: u64,
@@ -80,6 +83,16 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// NICs in configuration order.
     pub nics: Vec<NicStatus>,
+}
+
+/// Digests of what the choice of a backend depends on, 16 hexadecimal digits each: boxes with the same
+/// ones choose alike.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct DigestStatus {
+    /// Of the configuration.
+    pub configured: String,
+    /// Of the backends that take new flows, too, of their shares, and of split sources.
+    pub in_force: String,
 }
 
 /// Flow tables of all workers, for one address family.

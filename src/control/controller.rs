@@ -176,6 +176,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
             network: Arc::default(),
             targets,
             publisher: inputs.publisher,
+            digests: Digests::default(),
             dirty: true,
             readdress: false,
             without_program: Vec::new(),

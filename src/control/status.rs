@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::answering::hint;
 use super::api::{
-    BackendState, BackendStatus, DrainStatus, FullNatStatus, HealthState, NextHopStatus,
-    NicFaultStatus, NicStatus, PoolStatus, RemovedStatus, SecurityStatus, SplitStatus, Status,
-    Totals, VipStatus, WorkerStatus,
+    BackendState, BackendStatus, DigestStatus, DrainStatus, FullNatStatus, HealthState,
+    NextHopStatus, NicFaultStatus, NicStatus, PoolStatus, RemovedStatus, SecurityStatus,
+    SplitStatus, Status, Totals, VipStatus, WorkerStatus,
 };
 use super::counters::{backend_traffic, flows_active, over_limit, since, syns, vip_traffic};
 use super::flow_rates::FlowRates;
@@ -25,6 +25,7 @@ use super::view::{
 };
 use crate::config::FullNat;
 use crate::format::counted;
+use crate::forwarding::digest::Digests;
 use crate::forwarding::{FlowAction, Ports};
 use crate::net::{Family, NextHop, VipId};
 use crate::privileges::Kept;
@@ -64,6 +65,8 @@ pub struct Process {
     pub config: String,
     /// Generation of the published table.
     pub generation: u64,
+    /// Digests of the published table.
+    pub digests: Digests,
     /// Privileges of the control thread.
     pub privileges: Kept,
 }
@@ -79,6 +82,10 @@ pub fn status(process: &Process, sources: &Sources<'_>) -> Status {
         uptime_s: now.saturating_duration_since(process.started).as_secs(),
         config: process.config.clone(),
         generation: process.generation,
+        digests: DigestStatus {
+            configured: format!("{:016x}", process.digests.configured),
+            in_force: format!("{:016x}", process.digests.in_force),
+        },
         log_lines_lost: crate::log::lines_lost(),
         security: SecurityStatus {
             capabilities: process.privileges.capabilities.clone(),

@@ -9,6 +9,7 @@
 //! check once per batch for a newer one ([`publish`]). Pure values: no I/O, no clock.
 
 pub mod affinity;
+pub mod digest;
 pub mod explain;
 pub mod history;
 pub mod listeners;

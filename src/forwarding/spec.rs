@@ -105,6 +105,17 @@ impl VipSpec {
     }
 }
 
+impl BackendSpec {
+    /// Whether it may take new flows: up, active, with weight, and its next hop is known.
+    pub fn takes_new(&self) -> bool {
+        self.up
+            && !self.removed
+            && self.weight > 0
+            && self.service == Service::Active
+            && self.next_hop.is_some()
+    }
+}
+
 /// A backend, as input to a table build.
 #[derive(Debug, Clone)]
 pub struct BackendSpec {

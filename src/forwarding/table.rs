@@ -681,11 +681,7 @@ impl Backend {
             flow_action: flow_action(vip, spec),
             reset_idle: vip.policy.reset_idle,
             proxy: vip.policy.proxy,
-            takes_new: spec.up
-                && !spec.removed
-                && spec.weight > 0
-                && spec.service == Service::Active
-                && spec.next_hop.is_some(),
+            takes_new: spec.takes_new(),
             takes_non_syn: spec.up
                 && !spec.removed
                 && spec.service != Service::Out

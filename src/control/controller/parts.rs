@@ -136,8 +136,9 @@ impl Parts {
     pub(super) fn status(&mut self, started: Instant, config: String) -> Status {
         let nic_counters = self.steering.counters(self.world.nics.len());
         let access_drops = self.access.drops(&self.world, &mut self.steering);
-        let World { registry, config: in_force, workers, nics, publisher, privileges, .. } =
-            &self.world;
+        let World {
+            registry, config: in_force, workers, nics, publisher, digests, privileges, ..
+        } = &self.world;
         let generation = publisher.current().generation();
         let announced_on = |vip: &VipEntry| self.announcing.interface(vip);
         let sources = Sources {
@@ -153,7 +154,7 @@ impl Parts {
             flow_rates: &self.flow_rates,
             announced_on: &announced_on,
         };
-        let privileges = privileges.clone();
-        status::status(&Process { started, config, generation, privileges }, &sources)
+        let (digests, privileges) = (*digests, privileges.clone());
+        status::status(&Process { started, config, generation, digests, privileges }, &sources)
     }
 }

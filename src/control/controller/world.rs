@@ -16,6 +16,7 @@ use crate::control::pins::Pins;
 use crate::control::state::Registry;
 use crate::control::view::{NicView, WorkerView};
 use crate::flow::shared::SharedTables;
+use crate::forwarding::digest::Digests;
 use crate::forwarding::publish::Publisher;
 use crate::forwarding::{ForwardingTable, Local};
 use crate::net::BackendIndex;
@@ -39,6 +40,8 @@ pub(super) struct World {
     pub(super) targets: watch::Sender<HashSet<IpAddr>>,
     /// Publisher of forwarding tables.
     pub(super) publisher: Publisher,
+    /// Digests of the published table.
+    pub(super) digests: Digests,
     /// Whether the forwarding table is out of date.
     pub(super) dirty: bool,
     /// Whether the announced addresses are out of date.
@@ -69,6 +72,7 @@ impl World {
             ForwardingTable::build(generation, secret, self.local(), &specs, Some(&current))
                 .recalling(Some(&current), self.saving.now());
         drop(current);
+        self.digests = Digests::of(&secret, &specs);
         self.publisher.publish(table);
         self.dirty = false;
         debug!("forwarding table {generation} published");
@@ -162,6 +166,7 @@ pub(super) mod tests {
             nics: Vec::new(),
             network: Arc::default(),
             publisher: Publisher::new(first).0,
+            digests: Digests::default(),
             dirty: true,
             readdress: false,
             without_program: Vec::new(),
