@@ -356,6 +356,7 @@ fn config(vips: Vec<Vip>) -> Config {
         control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
         state: holdfast::config::State { directory: None },
         security: holdfast::config::Security { seccomp: true },
+        asks: 10_000,
         tunnels: holdfast::forwarding::Tunnels::default(),
         hash: Hash { secret: [0; 16], table_size: 251 },
     }

@@ -110,17 +110,27 @@ fn show(interface: &str, json: bool, out: &mut impl Write) -> Result<(), CliErro
         let what = format!("{interface}: there is no program; `holdfast backend load` attaches it");
         return Err(CliError::Usage(what));
     };
-    let Counters { decapsulated, owned, passed_on, last, probes_lost, bad_tag, malformed, refused } =
-        counters;
+    let Counters {
+        decapsulated,
+        owned,
+        passed_on,
+        last,
+        probes_lost,
+        bad_tag,
+        malformed,
+        refused,
+        hellos,
+    } = counters;
     let rows = [
         ("decapsulated", decapsulated, "tunnel packets for a VIP, delivered to the kernel"),
         ("owned", owned, "asks about a connection that is here"),
         ("passed_on", passed_on, "asks about others, sent to the next backend"),
         ("last", last, "asks that no backend knew: the kernel resets"),
-        ("probes_lost", probes_lost, "asks by long packets that no backend knew"),
+        ("probes_lost", probes_lost, "asks that no backend of the list knew, and others may"),
         ("bad_tag", bad_tag, "asks with a wrong key, or a clock over a minute off"),
         ("malformed", malformed, "asks that cannot be read"),
         ("refused", refused, "tunnel packets to no VIP, left to the kernel"),
+        ("hellos", hellos, "greetings of boxes, answered"),
     ];
     if json {
         let counts = rows.map(|(name, count, _)| (name.to_owned(), count.into()));

@@ -160,6 +160,7 @@ fn backend(name: &str, state: BackendState, flows_active: u64) -> BackendStatus 
         }),
         next_hop_detail: String::new(),
         syns_unanswered: 0,
+        ask: None,
         hint: String::new(),
         traffic: api::Traffic { packets_in: 1_234_567, flows_active, ..Default::default() },
     }

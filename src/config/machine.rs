@@ -14,6 +14,7 @@ use super::driver::{self, Misfit, NicFacts};
 use crate::flow::snat::BYTES_PER_BINDING;
 use crate::flow::splices::BYTES_PER_SPLICE;
 use crate::format::{bytes, counted};
+use crate::forwarding::Ask;
 use crate::net::NicIndex;
 use crate::privileges::{NEEDED, Needed};
 
@@ -96,6 +97,8 @@ pub struct Machine {
 pub const API_FILES: usize = 80;
 /// Descriptors for health checks: most that run at a time.
 pub const CHECK_FILES: usize = 512;
+/// Descriptors for hellos to backends: most that wait for an answer at a time.
+pub const HELLO_FILES: usize = 32;
 /// Descriptors of the process itself: standard streams, event loops, netlink, locks, hooks, and some
 /// in reserve.
 const OWN_FILES: usize = 64;
@@ -316,9 +319,11 @@ pub fn open_files(config: &Config, machine: &Machine) -> u64 {
     let queues = config.nics.iter().map(|nic| machine.served_queues(nic, workers)).sum::<usize>();
     let checked = config.vips.iter().filter(|vip| vip.health != Health::None);
     let checks = checked.map(|vip| vip.backends.len()).sum::<usize>().min(CHECK_FILES);
+    let asks = config.vips.iter().any(|vip| vip.policy.ask != Ask::Never);
     let files = OWN_FILES
         + API_FILES
         + checks
+        + if asks { HELLO_FILES } else { 0 }
         + config.nics.len() * NIC_FILES
         + queues * QUEUE_FILES
         + workers * WORKER_FILES;

@@ -315,6 +315,9 @@ pub struct BackendStatus {
     /// Unanswered SYNs: flows that ended in the state in which they began.
     #[serde(default)]
     pub syns_unanswered: u64,
+    /// Whether it can be asked for connections: `ready`, or why not; `None`: its VIP does not ask.
+    #[serde(default)]
+    pub ask: Option<String>,
     /// Possible fault of a backend that is up, in words; empty: none is known.
     #[serde(default)]
     pub hint: String,

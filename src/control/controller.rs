@@ -6,6 +6,7 @@
 
 mod access;
 mod announcing;
+mod asking;
 mod drains;
 mod handing_over;
 mod health;
@@ -31,6 +32,7 @@ use tracing::{error, info, warn};
 
 use self::access::Access;
 use self::announcing::Announcing;
+use self::asking::Asking;
 use self::drains::{Drains, drain, undrain};
 use self::handing_over::HandingOver;
 use self::health::Health;
@@ -63,6 +65,7 @@ use super::state::VipEntry;
 use super::view::WorkerEvent;
 use super::{ControlSocket, HandOver, neighbour};
 use crate::format::counted;
+use crate::forwarding::digest::Digests;
 
 /// Period of checking drain deadlines and worker events.
 const TICK: Duration = Duration::from_millis(100);
@@ -161,6 +164,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         next_hops: NextHops::new(network),
         client_hops,
         health: Health::new(),
+        asking: Asking::new(),
         drains: Drains::new(tables.clone(), Arc::clone(&inputs.clock), on_drained),
         removing: Removing::default(),
         splitting: Splitting::new(now),
@@ -258,6 +262,9 @@ impl Controller {
                 (order, new) = reloading.read() => reloading.finish(parts, order, new).await,
                 Some(outcome) = parts.health.outcome() => {
                     parts.health.judge(outcome, &mut parts.world);
+                }
+                Some(replied) = parts.asking.reply() => {
+                    parts.asking.record(replied, &mut parts.world);
                 }
                 Ok(()) = parts.next_hops.changed() => parts.network(),
                 _ = events.tick.tick() => {

@@ -57,6 +57,10 @@ pub enum Kind {
     DenyEnded,
     /// Another configuration is in force.
     Reload,
+    /// The program of a backend answers: it can be asked for connections.
+    ProgramFound,
+    /// A backend cannot be asked for connections.
+    ProgramMissing,
     /// A reload was refused.
     ReloadRefused,
     /// A hand-over to another process has failed.
@@ -107,6 +111,8 @@ impl Kind {
             Self::DenyRemoved => "deny_removed",
             Self::DenyEnded => "deny_ended",
             Self::Reload => "reload",
+            Self::ProgramFound => "backend_program_found",
+            Self::ProgramMissing => "backend_program_missing",
             Self::ReloadRefused => "reload_refused",
             Self::HandOverFailed => "hand_over_failed",
             Self::Renamed => "renamed",
@@ -134,6 +140,7 @@ impl Kind {
                 | Self::FailOpenBegun
                 | Self::SynsUnanswered
                 | Self::PassiveOut
+                | Self::ProgramMissing
                 | Self::AddressTrouble
                 | Self::NicFault
                 | Self::ReturnHopReplaced

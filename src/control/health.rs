@@ -8,18 +8,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hashbrown::HashMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::api::HealthState;
+use super::repeated::Repeated;
 use crate::config::machine::CHECK_FILES;
 use crate::config::{Backend, Health, TcpHealth, Vip};
 use crate::format::reason;
-use crate::net::{BackendId, BackendIndex};
+use crate::net::BackendId;
 
 /// Maximum number of concurrent checks, each with an open file. While that many
 /// backends do not respond, checks of the others are late by at most the time-out.
@@ -112,51 +111,26 @@ pub struct Outcome {
 /// Running checks, by backend.
 #[derive(Debug)]
 pub struct Checks {
-    running: HashMap<BackendIndex, Running>,
+    running: Repeated<CheckSpec>,
     permits: Arc<Semaphore>,
     outcomes: mpsc::Sender<Outcome>,
-}
-
-#[derive(Debug)]
-struct Running {
-    backend: BackendId,
-    spec: CheckSpec,
-    task: AbortHandle,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 impl Checks {
     /// Creates an empty set of checks, which send their results to `outcomes`.
     pub fn new(outcomes: mpsc::Sender<Outcome>) -> Self {
         let permits = Arc::new(Semaphore::new(MAX_CONCURRENT));
-        Self { running: HashMap::new(), permits, outcomes }
+        Self { running: Repeated::default(), permits, outcomes }
     }
 
     /// Makes exactly the wanted checks run; an unchanged check continues undisturbed.
     pub fn sync(&mut self, wanted: impl IntoIterator<Item = (BackendId, CheckSpec)>) {
-        let mut before = std::mem::take(&mut self.running);
-        let mut position = 0;
-        for (backend, spec) in wanted {
-            let same = |old: &Running| old.backend == backend && old.spec == spec;
-            let kept = before.remove(&backend.index).filter(same);
-            let running = kept.unwrap_or_else(|| {
-                position += 1;
-                let delay = offset(position, &spec.health);
-                self.start(backend, spec, delay)
-            });
-            self.running.insert(backend.index, running);
-        }
-    }
-
-    fn start(&self, backend: BackendId, spec: CheckSpec, delay: Duration) -> Running {
-        let (permits, outcomes) = (Arc::clone(&self.permits), self.outcomes.clone());
-        let task = tokio::spawn(repeat(backend, spec.clone(), delay, permits, outcomes));
-        Running { backend, spec, task: task.abort_handle() }
+        let Self { running, permits, outcomes } = self;
+        running.sync(wanted, |backend, spec, position| {
+            let delay = offset(position, &spec.health);
+            let (permits, outcomes) = (Arc::clone(permits), outcomes.clone());
+            tokio::spawn(repeat(backend, spec.clone(), delay, permits, outcomes)).abort_handle()
+        });
     }
 }
 
@@ -229,6 +203,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::net::BackendIndex;
 
     /// Feeds `results` ('+' and '-') and returns the verdict after each: 'U' (up) or 'D' (down).
     fn verdicts(results: &str, rise: u32, fall: u32) -> String {

@@ -8,7 +8,7 @@
 //! the next generation of each backend.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet};
@@ -21,6 +21,7 @@ use super::denied::Denied;
 use super::drain::{Drain, Forecast};
 use super::error::Full;
 use super::health::{CheckSpec, Hysteresis};
+use super::hello::{HelloSpec, Program};
 use super::identity::{self, InForce};
 use super::limit::Limit;
 use super::neighbour::Problem;
@@ -37,7 +38,8 @@ use crate::flow::table::Families;
 use crate::forwarding::local::UNLIMITED;
 use crate::forwarding::table::return_listen;
 use crate::forwarding::{
-    Affinity, Ask, BackendSpec, FlowAction, MAX_BACKENDS, MAX_VIPS, Ports, Service, Splits, VipSpec,
+    Affinity, Ask, BackendSpec, FlowAction, MAX_BACKENDS, MAX_VIPS, Ports, Service, Splits,
+    Tunnels, VipSpec,
 };
 use crate::net::{
     Address, BackendId, BackendIndex, Family, Forward, Listen, ListenKey, Network, NextHop,
@@ -172,6 +174,8 @@ pub struct BackendEntry {
     pub passive: Passive,
     /// Its limit of flows.
     pub limit: Limit,
+    /// Its program, which can be asked for flows.
+    pub program: Program,
     /// Counters of the previous owner of the index.
     pub base: Baseline,
 }
@@ -670,6 +674,19 @@ impl Registry {
     pub fn checks(&self) -> impl Iterator<Item = (BackendId, CheckSpec)> {
         self.backends().filter_map(|(_, backend)| Some((backend.id, backend.check.clone()?)))
     }
+
+    /// Returns the hellos to backends of VIPs that ask; none without a key.
+    pub fn hellos(&self, tunnels: &Tunnels) -> impl Iterator<Item = (BackendId, HelloSpec)> {
+        let (keys, port) = (tunnels.fleet, tunnels.gue_port);
+        let asking = self.vips.iter().filter(|vip| vip.config.policy.ask != Ask::Never);
+        asking.flat_map(move |vip| {
+            let address = vip.config.address.address();
+            vip.backends.iter().filter_map(move |backend| {
+                let target = SocketAddr::new(backend.config.address, port);
+                Some((backend.id, HelloSpec { target, vip: address, keys: keys? }))
+            })
+        })
+    }
 }
 
 impl VipEntry {
@@ -868,6 +885,7 @@ impl BackendEntry {
             answering: Answering::default(),
             passive: Passive::default(),
             limit: Limit::default(),
+            program: Program::default(),
             base,
         }
     }
@@ -936,7 +954,7 @@ impl BackendEntry {
             mtu: self.mtu,
             server_ids: self.config.server_ids.clone(),
             max_flows: self.config.max_connections,
-            can_be_asked: true,
+            can_be_asked: self.program.is_ready(),
             removed: false,
         }
     }

@@ -26,7 +26,7 @@ use super::view::{
 use crate::config::FullNat;
 use crate::format::counted;
 use crate::forwarding::digest::Digests;
-use crate::forwarding::{FlowAction, Ports};
+use crate::forwarding::{Ask, FlowAction, Ports};
 use crate::net::{Family, NextHop, VipId};
 use crate::privileges::Kept;
 use crate::stats::{NicStats, WorkerStats};
@@ -206,6 +206,7 @@ pub fn backend_status(
         next_hop: entry.next_hop.map(|hop| next_hop_status(hop, entry.mtu, nics)),
         next_hop_detail: entry.next_hop_detail.clone(),
         syns_unanswered: syns(workers, entry.id.index, &entry.base).unanswered,
+        ask: (vip.config.policy.ask != Ask::Never).then(|| entry.program.reply().as_str().into()),
         hint: hints(vip, entry),
         traffic,
     }
@@ -227,13 +228,18 @@ fn whole_seconds(span: Duration) -> u64 {
     span.as_secs() + u64::from(span.subsec_nanos() > 0)
 }
 
-/// Describes the suspicion that a backend does not answer clients; empty without one.
+/// Describes the suspicion that a backend does not answer clients, or why it cannot be asked for
+/// connections; empty without either.
 fn hints(vip: &VipEntry, entry: &BackendEntry) -> String {
     if entry.passive.is_out() {
         let why = hint(&vip.config, entry.passive.reason());
         return format!("gets no new flows for now: {why}");
     }
-    entry.answering.suspected().map_or_else(String::new, |syns| hint(&vip.config, syns))
+    if let Some(syns) = entry.answering.suspected() {
+        return hint(&vip.config, syns);
+    }
+    let asks = vip.config.policy.ask != Ask::Never;
+    if asks { entry.program.reply().hint().to_owned() } else { String::new() }
 }
 
 /// Builds the status of a drain; `None` if the backend does not drain.

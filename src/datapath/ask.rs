@@ -26,8 +26,6 @@
 //!
 //! [`ForwardingTable::owners`]: crate::forwarding::ForwardingTable::owners
 
-use std::time::SystemTime;
-
 use arrayvec::ArrayVec;
 
 use super::batch::Packet;
@@ -200,7 +198,7 @@ fn put(
     let question = Ask { asker: outer.source, hops, is_probe: is_cut, is_part };
     let end = at + usize::from(outer.overhead());
     let data = frame.data_mut().get_mut(end - private..end).unwrap_or_default();
-    if !question.write(data, &flow.key(), &key, minute()) {
+    if !question.write(data, &flow.key(), &key, Minute::now()) {
         return Err(Drop::NoHeadroom);
     }
     address_frame(frame, layout.tag, hop, context)?;
@@ -230,7 +228,7 @@ fn read_answer<'t>(packet: &Packet, context: &Context<'t>) -> Option<(&'t Backen
     let from = source(packet.network())?;
     let answer = Answer::read(private, from.family())?;
     let flow = flow_of(inner, protocol)?;
-    if lengths & 0xe0 != 0 || !answer.is_by(from, &flow, &tunnels.fleet?, minute()) {
+    if lengths & 0xe0 != 0 || !answer.is_by(from, &flow, &tunnels.fleet?, Minute::now()) {
         return None;
     }
     let key = ListenKey { address: flow.vip, port: flow.vip_port, protocol: flow.protocol };
@@ -265,11 +263,4 @@ fn flow_of(inner: &[u8], number: u8) -> Option<FlowKey> {
     let [c0, c1, v0, v1] = *ports.first_chunk()?;
     let (client_port, vip_port) = (u16::from_be_bytes([c0, c1]), u16::from_be_bytes([v0, v1]));
     Some(FlowKey { client, vip, client_port, vip_port, protocol: Protocol::Tcp })
-}
-
-/// The time of a tag.
-#[expect(clippy::disallowed_methods, reason = "all hosts of a fleet have this clock in common")]
-fn minute() -> Minute {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Minute(since.as_secs() / 60)
 }

@@ -13,15 +13,24 @@
 //! (Linux: net/ipv4/fou_core.c, `gue_udp_recv`). An answer is the ask as it came, with another magic
 //! and tag, from the backend's address, and with the first bytes of the inner packet only.
 //!
+//! A *hello* asks whether the program is there and knows a VIP. It is the payload of a UDP packet of the
+//! kernel, with an address of 16 bytes (an IPv4 address is mapped); its answer has the same length:
+//!
+//! ```text
+//! UDP  GUE:4 (protocol 59)  magic:4 0:1 0:1 family:1 flags:1  VIP:16  tag:8
+//! ```
+//!
 //! The tag is SipHash-2-4 of all of it but `next`, of the minute, and of the flow: without the key of
 //! the fleet, neither can backends be made to send packets, nor can a flow be pinned.
 
 use std::hash::Hasher as _;
+use std::time::SystemTime;
 
 use arrayvec::ArrayVec;
 use siphasher::sip::SipHasher24;
 
-use crate::net::{Address, Family, FleetKey, FlowKey};
+use super::headers::protocol;
+use crate::net::{Address, Family, FleetKey, FlowKey, Protocol};
 
 /// Most hops of an ask over IPv4 or IPv6: GUE's length field has room for 31 words.
 pub const MAX_HOPS: usize = 16;
@@ -29,6 +38,14 @@ const MAX_HOPS_V6: usize = 5;
 
 const ASK: u32 = 0x6866_4131;
 const OWNER: u32 = 0x6866_4f31;
+const HELLO: u32 = 0x6866_4831;
+const WELCOME: u32 = 0x6866_5731;
+/// 4-byte words of a hello's private data.
+const HELLO_WORDS: u8 = ((HEAD + 16 + TAG) / 4) as u8;
+/// Flag of the answer to a hello: the program was loaded without the VIP.
+const VIP_UNKNOWN: u8 = 1;
+const GUE_LEN: usize = 4;
+const NOWHERE: Address = Address { high: 0, low: 0 };
 /// Flag: the packet is cut off, and only answered.
 const PROBE: u8 = 1;
 /// Flag: other backends are asked about the packet, too, so that the last hop does not deliver it.
@@ -67,6 +84,21 @@ pub struct Ask {
 /// Time as a tag has it, in minutes since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Minute(pub u64);
+
+impl Minute {
+    /// The present one.
+    #[expect(clippy::disallowed_methods, reason = "all hosts of a fleet have this clock in common")]
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self(since.as_secs() / 60)
+    }
+
+    /// The minutes of which tags count.
+    const fn around(self) -> [Self; 3] {
+        let Self(minute) = self;
+        [Self(minute), Self(minute.wrapping_sub(1)), Self(minute.wrapping_add(1))]
+    }
+}
 
 impl Ask {
     fn family(&self) -> Family {
@@ -107,6 +139,70 @@ impl Ask {
     }
 }
 
+/// Length of a hello, and of its answer, as the payload of a UDP packet.
+pub const HELLO_LEN: usize = GUE_LEN + HEAD + 16 + TAG;
+
+/// Returns the question to the program of a backend whether it is there and knows `vip`, as the
+/// payload of a UDP packet from `asker`, whatever its family.
+pub fn hello(
+    asker: Address,
+    vip: Address,
+    FleetKey(key): &FleetKey,
+    minute: Minute,
+) -> [u8; HELLO_LEN] {
+    let head = hello_head(HELLO, 0, asker.family());
+    let tag = tag(&FleetKey(*key), minute, &head, asker, &greeted(NOWHERE, vip), &[]);
+    let mut bytes = ArrayVec::<u8, HELLO_LEN>::new();
+    bytes.extend([HELLO_WORDS, protocol::NO_NEXT_HEADER, 0, 0]);
+    bytes.extend(head);
+    bytes.extend(vip.octets());
+    bytes.extend(tag.to_le_bytes());
+    bytes.into_inner().unwrap_or([0; HELLO_LEN])
+}
+
+/// What the program of a backend has answered to a hello.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Welcome {
+    /// It can be asked for flows of the VIP.
+    Ready,
+    /// It was loaded without the VIP.
+    VipUnknown,
+}
+
+/// Reads the payload of a UDP packet from `owner`; `None` if it is no right answer to a hello of
+/// `asker` about `vip`, within the last minute or two, with one of these keys.
+pub fn welcome(
+    payload: &[u8],
+    (asker, vip, owner): (Address, Address, Address),
+    keys: &[FleetKey],
+    now: Minute,
+) -> Option<Welcome> {
+    let payload: &[u8; HELLO_LEN] = payload.try_into().ok()?;
+    let head = payload.get(GUE_LEN..)?.first_chunk::<HEAD>()?;
+    let [.., flags] = *head;
+    let welcome = if flags & VIP_UNKNOWN == 0 { Welcome::Ready } else { Welcome::VipUnknown };
+    let is_right = |head: &[u8; HEAD]| {
+        let flow = greeted(owner, vip);
+        let found = u64::from_le_bytes(*payload.last_chunk()?);
+        let tags = keys
+            .iter()
+            .flat_map(|key| now.around().map(|minute| tag(key, minute, head, asker, &flow, &[])));
+        Some(tags.into_iter().any(|tag| tag == found))
+    };
+    let expected = hello_head(WELCOME, flags, asker.family());
+    (*head == expected && is_right(head)?).then_some(welcome)
+}
+
+fn hello_head(magic: u32, flags: u8, family: Family) -> [u8; HEAD] {
+    let [m0, m1, m2, m3] = magic.to_be_bytes();
+    [m0, m1, m2, m3, 0, 0, if family.is_v4() { 4 } else { 6 }, flags]
+}
+
+/// In the place of a flow: the VIP, and who answers.
+const fn greeted(owner: Address, vip: Address) -> FlowKey {
+    FlowKey { client: owner, vip, client_port: 0, vip_port: 0, protocol: Protocol::Tcp }
+}
+
 /// The private data of an answer, as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -142,11 +238,10 @@ impl Answer {
     /// Whether the backend with the address `owner` has answered about this flow, within the last
     /// minute or two, with one of these keys.
     pub fn is_by(&self, owner: Address, flow: &FlowKey, keys: &[FleetKey], now: Minute) -> bool {
-        let minutes = [now.0, now.0.wrapping_sub(1), now.0.wrapping_add(1)];
         let is_right = |key: &FleetKey| {
-            minutes.iter().any(|&minute| {
-                tag(key, Minute(minute), &self.head, self.asker, flow, &[owner]) == self.tag
-            })
+            now.around()
+                .into_iter()
+                .any(|minute| tag(key, minute, &self.head, self.asker, flow, &[owner]) == self.tag)
         };
         keys.iter().any(is_right)
     }
@@ -178,8 +273,6 @@ fn tag(
 #[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 mod tests {
     use super::*;
-    use crate::net::Protocol;
-
     const KEY: FleetKey = FleetKey([7; 16]);
     const NOW: Minute = Minute(30_000_000);
 
@@ -250,5 +343,48 @@ mod tests {
                 assert_eq!(Answer::read(&bytes[..cut], family), None, "{cut}");
             }
         }
+    }
+
+    /// The answer of a program to a hello.
+    fn answered(hello: &[u8; HELLO_LEN], flags: u8, owner: Address, key: &FleetKey) -> Vec<u8> {
+        let mut bytes = hello.to_vec();
+        bytes[4..8].copy_from_slice(&WELCOME.to_be_bytes());
+        bytes[11] = flags;
+        let (asker, vip) = (address(Family::V4, 1), address(Family::V4, 20));
+        let head = bytes[4..12].first_chunk::<HEAD>().unwrap();
+        let tag = tag(key, NOW, head, asker, &greeted(owner, vip), &[]);
+        bytes[28..].copy_from_slice(&tag.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_hello_is_answered_by_the_backend_that_it_went_to() {
+        let (asker, vip) = (address(Family::V4, 1), address(Family::V4, 20));
+        let (owner, other) = (address(Family::V4, 30), address(Family::V4, 31));
+        let hello = hello(asker, vip, &KEY, NOW);
+        assert_eq!(hello[..12], *b"\x08\x3b\0\0hfH1\0\0\x04\0");
+        let who = (asker, vip, owner);
+        let keys = [FleetKey([1; 16]), KEY];
+        for (flags, welcomed) in [(0, Welcome::Ready), (VIP_UNKNOWN, Welcome::VipUnknown)] {
+            let answer = answered(&hello, flags, owner, &KEY);
+            for minute in [29_999_999, 30_000_000, 30_000_001] {
+                assert_eq!(welcome(&answer, who, &keys, Minute(minute)), Some(welcomed));
+            }
+            assert_eq!(welcome(&answer, who, &keys, Minute(30_000_002)), None, "too late");
+            assert_eq!(welcome(&answer, who, &keys[..1], NOW), None, "another key");
+            assert_eq!(welcome(&answer, (asker, vip, other), &keys, NOW), None, "another backend");
+            assert_eq!(welcome(&answer, (asker, other, owner), &keys, NOW), None, "another VIP");
+            for len in 0..answer.len() {
+                assert_eq!(welcome(&answer[..len], who, &keys, NOW), None);
+            }
+            for at in 4..answer.len() {
+                let mut wrong = answer.clone();
+                wrong[at] ^= 2;
+                if !(12..28).contains(&at) {
+                    assert_eq!(welcome(&wrong, who, &keys, NOW), None, "byte {at}");
+                }
+            }
+        }
+        assert_eq!(welcome(&hello, who, &keys, NOW), None, "the hello itself");
     }
 }

@@ -36,6 +36,8 @@ pub mod protocol {
     pub const GRE: u8 = 47;
     /// ICMPv6.
     pub const ICMP_V6: u8 = 58;
+    /// Nothing follows (RFC 8200 4.7).
+    pub const NO_NEXT_HEADER: u8 = 59;
     /// IPv6 destination options.
     pub const DESTINATION: u8 = 60;
 }

@@ -7,12 +7,16 @@
 //   GUE with an ask    a socket of the flow is here       -> decapsulated, to the kernel; the box is told
 //   (a list of hops)   no socket, another hop is left     -> to that hop
 //                      no socket, the last hop            -> decapsulated, to the kernel, which resets
+//   GUE with a hello   from a box                         -> back to it: the program is here
 //   everything else                                       -> the kernel
 //
 // An ask is the private data of a GUE header (variant 0, draft-ietf-intarea-gue-09), which a kernel
 // without this program skips (net/ipv4/fou_core.c, gue_udp_recv): it then decapsulates the packet.
 //
 //   magic:32  next:8 count:8 family:8 flags:8  box:32|128  hop:32|128 * count  tag:64
+//
+// A hello is private data without a packet (protocol 59), `magic:32 zero:16 family:8 flags:8 vip:128
+// tag:64`; its answer has another magic and tag.
 //
 // The tag is SipHash-2-4 of all that but `next`, of the minute and of the inner packet's addresses and
 // ports; without it strangers could make backends send packets to each other.
@@ -32,11 +36,19 @@
 #define MAX_VIPS 4096
 #define ASK_MAGIC 0x68664131 /* "hfA1" */
 #define OWNER_MAGIC 0x68664f31 /* "hfO1" */
+#define HELLO_MAGIC 0x68664831 /* "hfH1" */
+#define WELCOME_MAGIC 0x68665731 /* "hfW1" */
+/* In the answer to a hello: the program was loaded without the VIP. */
+#define VIP_UNKNOWN 1
+/* RFC 8200 4.7: nothing follows. */
+#define NO_NEXT_HEADER 59
 /* The packet is cut off: it is never delivered, only the owner answers. */
 #define ASK_PROBE 1
 /* Other backends are asked, too: the last hop does not deliver. */
 #define ASK_PART 2
 #define TCP_LISTEN 10
+/* Header of an ICMP or ICMPv6 error. */
+#define ICMP_LEN 8
 /* Kernel 6.3 (include/uapi/linux/bpf.h): without them only packets in headers of their own family. */
 #define DECAP_L3_IPV4 (1ULL << 7)
 #define DECAP_L3_IPV6 (1ULL << 8)
@@ -82,7 +94,7 @@ struct {
 	__type(value, __u8);
 } vips SEC(".maps");
 
-enum count { DECAPSULATED, OWNED, PASSED_ON, LAST, PROBES_LOST, BAD_TAG, MALFORMED, REFUSED, COUNTS };
+enum count { DECAPSULATED, OWNED, PASSED_ON, LAST, PROBES_LOST, BAD_TAG, MALFORMED, REFUSED, HELLOS, COUNTS };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -160,6 +172,24 @@ __noinline __u64 siphash(const struct signed_ask *data, __u32 words, __u64 k0, _
 	return a ^ b ^ c ^ d;
 }
 
+/* Whether the tag is one of `words` words of this minute or its neighbours, with one of the keys. */
+static __noinline int is_signed(struct signed_ask *data, __u32 words, __u64 tag)
+{
+	__u32 zero = 0;
+	struct conf *c = bpf_map_lookup_elem(&conf, &zero);
+	if (!c || !data) return 0;
+	__u64 minute = bpf_ktime_get_tai_ns() / MINUTE_NS;
+	int is = 0;
+	for (int key = 0; key < 2; key++) {
+		for (int late = -1; late <= 1; late++) {
+			data->minute = minute + late;
+			is |= siphash(data, words, c->keys[key][0], c->keys[key][1]) == tag;
+		}
+	}
+	data->minute = minute;
+	return is;
+}
+
 /* A packet as this program sees it. Offsets in bytes from the Ethernet header on. */
 struct view {
 	struct address own, sender, client, vip;
@@ -168,6 +198,7 @@ struct view {
 	__u32 tcp;        /* offset of the inner TCP header */
 	__u8 outer_v6, inner_v6;
 	__u8 flags;       /* TCP flags */
+	__u8 is_error;    /* an ICMP error about the flow */
 	__be16 client_port, vip_port;
 };
 
@@ -218,6 +249,37 @@ static __always_inline int read_inner(struct __sk_buff *skb, struct view *view)
 		view->flags = (tcp.syn ? 2 : 0) | (tcp.rst ? 4 : 0) | (tcp.ack ? 16 : 0);
 	}
 	return protocol;
+}
+
+/* Reads the flow that an ICMP error quotes: the quoted packet goes from the VIP to the client. 0: done. */
+static __noinline int read_quoted(struct __sk_buff *skb, struct view *view)
+{
+	if (!view) return -1;
+	struct { __be16 vip, client; } ports;
+	__u32 at = view->tcp + ICMP_LEN;
+	__u8 type;
+	if (bpf_skb_load_bytes(skb, view->tcp, &type, sizeof(type))) return -1;
+	if (view->inner_v6) {
+		struct ipv6hdr ip;
+		/* Errors: below 128 (RFC 4443 2.1). */
+		if (type >= 128 || bpf_skb_load_bytes(skb, at, &ip, sizeof(ip))) return -1;
+		if (ip.nexthdr != IPPROTO_TCP) return -1;
+		__builtin_memcpy(&view->client, &ip.daddr, 16);
+		at += sizeof(ip);
+	} else {
+		struct iphdr ip;
+		/* Unreachable, time exceeded, parameter problem (RFC 792). */
+		if (type != 3 && type != 11 && type != 12) return -1;
+		if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) || ip.ihl < 5) return -1;
+		if (ip.protocol != IPPROTO_TCP || ip.frag_off & bpf_htons(0x1fff)) return -1;
+		map_v4(&view->client, ip.daddr);
+		at += ip.ihl * 4;
+	}
+	if (bpf_skb_load_bytes(skb, at, &ports, sizeof(ports))) return -1;
+	view->vip_port = ports.vip;
+	view->client_port = ports.client;
+	view->is_error = 1;
+	return 0;
 }
 
 /* Whether a socket of this host has the flow: a connection, one that closes, or a listener to which the
@@ -344,7 +406,7 @@ static __noinline int deliver(struct __sk_buff *skb, struct view *view, struct s
 }
 
 /* A GUE packet with an ask of `words` words of private data. */
-static __always_inline int asked(struct __sk_buff *skb, struct view *view, __u32 words, struct conf *c)
+static __always_inline int asked(struct __sk_buff *skb, struct view *view, __u32 words)
 {
 	__u32 zero = 0, at = view->udp + sizeof(struct udphdr) + sizeof(struct gue);
 	struct signed_ask *data = bpf_map_lookup_elem(&scratch, &zero);
@@ -366,22 +428,16 @@ static __always_inline int asked(struct __sk_buff *skb, struct view *view, __u32
 	data->client_port = view->client_port;
 	data->vip_port = view->vip_port;
 	data->zero = 0;
-	__u64 tag, minute = bpf_ktime_get_tai_ns() / MINUTE_NS;
+	__u64 tag;
 	if (bpf_skb_load_bytes(skb, view->inner - sizeof(tag), &tag, sizeof(tag))) goto malformed;
-	int known = 0;
-	for (int key = 0; key < 2; key++) {
-		for (int late = -1; late <= 1; late++) {
-			data->minute = minute + late;
-			known |= siphash(data, SIGNED_FIXED + hops * 2, c->keys[key][0], c->keys[key][1]) == tag;
-		}
-	}
-	data->minute = minute;
-	if (!known) {
+	if (!is_signed(data, SIGNED_FIXED + hops * 2, tag)) {
 		count(BAD_TAG);
 		return TC_ACT_SHOT;
 	}
 	if (is_here(skb, view)) {
 		count(OWNED);
+		/* Nothing to pin: the packet that the error is about came from here. */
+		if (view->is_error) return decapsulate(skb, view) ? TC_ACT_SHOT : TC_ACT_OK;
 		return deliver(skb, view, data);
 	}
 	if (next < hops) {
@@ -400,6 +456,52 @@ static __always_inline int asked(struct __sk_buff *skb, struct view *view, __u32
 malformed:
 	count(MALFORMED);
 	return TC_ACT_SHOT;
+}
+
+struct hello {
+	struct ask head;
+	struct address vip;
+	__u64 tag;
+};
+
+/* Answers the hello of a box. */
+static __noinline int greeted(struct __sk_buff *skb, struct view *view)
+{
+	if (!view) return TC_ACT_SHOT;
+	__u32 zero = 0, at = view->udp + sizeof(struct udphdr) + sizeof(struct gue);
+	struct conf *c = bpf_map_lookup_elem(&conf, &zero);
+	struct signed_ask *data = bpf_map_lookup_elem(&scratch, &zero);
+	struct hello hello, answer;
+	struct udphdr udp;
+	if (!c || !data) return TC_ACT_SHOT;
+	if (bpf_skb_load_bytes(skb, at, &hello, sizeof(hello))) return TC_ACT_OK;
+	if (bpf_skb_load_bytes(skb, view->udp, &udp, sizeof(udp))) return TC_ACT_OK;
+	if (hello.head.magic != bpf_htonl(HELLO_MAGIC)) return TC_ACT_OK;
+	data->head = hello.head;
+	data->box = view->sender;
+	__builtin_memset(&data->client, 0, sizeof(data->client));
+	data->vip = hello.vip;
+	data->client_port = data->vip_port = 0;
+	data->zero = 0;
+	if (!is_signed(data, SIGNED_FIXED, hello.tag)) {
+		count(BAD_TAG);
+		return TC_ACT_SHOT;
+	}
+	count(HELLOS);
+	data->head.magic = bpf_htonl(WELCOME_MAGIC);
+	data->head.flags = bpf_map_lookup_elem(&vips, &data->vip) ? 0 : VIP_UNKNOWN;
+	data->client = view->own;
+	answer.head = data->head;
+	answer.vip = hello.vip;
+	answer.tag = siphash(data, SIGNED_FIXED, c->keys[0][0], c->keys[0][1]);
+	__be16 ports[2] = { udp.dest, udp.source };
+	bpf_skb_store_bytes(skb, at, &answer, sizeof(answer), 0);
+	bpf_skb_store_bytes(skb, view->udp, ports, sizeof(ports), 0);
+	/* Addresses and ports only change places: the rest of the checksum's change. A socket takes no
+	 * packet without one over IPv6 (RFC 8200 8.1). */
+	__s64 change = bpf_csum_diff((void *)&hello, sizeof(hello), (void *)&answer, sizeof(answer), 0);
+	bpf_l4_csum_replace(skb, view->udp + offsetof(struct udphdr, check), 0, change, BPF_F_MARK_MANGLED_0);
+	return send_to(skb, view, &view->sender, skb->len - ETH_HLEN);
 }
 
 SEC("classifier")
@@ -442,6 +544,7 @@ int holdfast_backend(struct __sk_buff *skb)
 		view.udp = transport;
 		view.inner = transport + sizeof(udp) + sizeof(gue) + words * 4;
 		protocol = gue.protocol;
+		if (protocol == NO_NEXT_HEADER && words * 4 == sizeof(struct hello)) return greeted(skb, &view);
 	} else {
 		view.inner = transport;
 	}
@@ -456,11 +559,12 @@ int holdfast_backend(struct __sk_buff *skb)
 	__be32 magic = 0;
 	if (words && !bpf_skb_load_bytes(skb, view.udp + sizeof(struct udphdr) + sizeof(struct gue), &magic, 4) &&
 	    magic == bpf_htonl(ASK_MAGIC)) {
-		if (inside != IPPROTO_TCP) {
+		int is_icmp = inside == (view.inner_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+		if (inside != IPPROTO_TCP && (!is_icmp || read_quoted(skb, &view))) {
 			count(MALFORMED);
 			return TC_ACT_SHOT;
 		}
-		return asked(skb, &view, words, c);
+		return asked(skb, &view, words);
 	}
 	if (decapsulate(skb, &view)) return TC_ACT_OK;
 	count(DECAPSULATED);

@@ -21,6 +21,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ba
 const NAME: &str = "holdfast_backend";
 /// Between the name and the id of the map with the counters.
 const COUNTERS: &str = "/counts/";
+/// Number of counters. Keep in step with backend.bpf.c.
+const COUNTS: usize = 9;
 /// Place of the program among the filters of a NIC: 'H', 'B'.
 const FILTER: IngressFilter = IngressFilter { priority: 1, handle: 0x4842 };
 /// Most VIPs. Keep in step with backend.bpf.c.
@@ -56,6 +58,8 @@ pub struct Counters {
     pub malformed: u64,
     /// Tunnel packets to an address that is no VIP, which were left to the kernel.
     pub refused: u64,
+    /// Hellos of boxes, which were answered.
+    pub hellos: u64,
 }
 
 /// Reason why the program cannot be loaded, attached or read.
@@ -168,18 +172,19 @@ pub fn counters(interface: &str) -> Result<Option<Counters>, BackendError> {
     let Some(id) = id else { return Ok(None) };
     let read = |id| {
         let map = Map::PerCpuArray(MapData::from_id(id)?);
-        PerCpuArray::<_, [u64; 8]>::try_from(map)?.get(&0, 0)
+        PerCpuArray::<_, [u64; COUNTS]>::try_from(map)?.get(&0, 0)
     };
     let per_cpu = read(id).map_err(|error| BackendError::Refused {
         interface: interface.to_owned(),
         what: "reading the counters",
         reason: with_causes(&error),
     })?;
-    let mut sum = [0_u64; 8];
+    let mut sum = [0_u64; COUNTS];
     for counts in per_cpu.iter() {
         sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
     }
-    let [decapsulated, owned, passed_on, last, probes_lost, bad_tag, malformed, refused] = sum;
+    let [decapsulated, owned, passed_on, last, probes_lost, bad_tag, malformed, refused, hellos] =
+        sum;
     Ok(Some(Counters {
         decapsulated,
         owned,
@@ -189,6 +194,7 @@ pub fn counters(interface: &str) -> Result<Option<Counters>, BackendError> {
         bad_tag,
         malformed,
         refused,
+        hellos,
     }))
 }
 

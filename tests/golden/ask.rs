@@ -234,8 +234,8 @@ fn a_box_without_a_past_asks_all_backends() {
                 let mut rig = new_rig(ask, forward, (family, family), BACKENDS);
                 rig.skip(if knows { RECALL.0 } else { RECALL.0 - 1 });
                 let sent = rig.send(0, 0, &tcp(family, 1000, 80, "A"));
-                let [sent] = &sent[..] else { panic!("{} packets", sent.len()) };
-                let Asked { mut hops, is_part, .. } = asked(sent).unwrap();
+                assert_eq!(sent.len(), 1);
+                let Asked { mut hops, is_part, .. } = asked(&sent[0]).unwrap();
                 hops.sort_unstable();
                 let all: Vec<_> = (0..BACKENDS).map(|index| family.backend(index)).collect();
                 assert_eq!((hops, is_part), (all, false));

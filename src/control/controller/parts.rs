@@ -5,6 +5,7 @@ use tracing::error;
 
 use super::access::Access;
 use super::announcing::Announcing;
+use super::asking::Asking;
 use super::drains::{Drains, advance_slow_starts};
 use super::health::{Health, compare_answers, release_holds};
 use super::limits;
@@ -36,6 +37,7 @@ pub(super) struct Parts {
     pub(super) next_hops: NextHops,
     pub(super) client_hops: ClientHops,
     pub(super) health: Health,
+    pub(super) asking: Asking,
     pub(super) drains: Drains,
     pub(super) removing: Removing,
     pub(super) splitting: Splitting,
@@ -63,6 +65,7 @@ impl Parts {
         let attached = self.steering.attach().map_err(ControlError::Attach)?;
         self.nics.attached(attached, &self.world.nics);
         self.health.sync(&self.world.registry);
+        self.asking.sync(&self.world);
         match self.announcing.announce(&mut self.world).await {
             // Connections that were taken over must not end for an address.
             Err(error) if !is_alone => error!("{error}; tried again every second"),
@@ -126,6 +129,8 @@ impl Parts {
         compare_answers(world);
         passive::watch(world, Instant::now());
         limits::watch(world);
+        // A generation may have ended.
+        self.asking.sync(world);
         steering.retry(world);
         self.access.index(world, steering);
         self.access.retry(world);

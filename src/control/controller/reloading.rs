@@ -245,9 +245,10 @@ async fn populate(world: &World, new: &Config) -> Result<(), String> {
 /// Puts the new state into force. Removed rules leave the XDP program before the table is
 /// published; new ones enter it afterwards.
 async fn put_into_force(parts: &mut Parts) -> Result<(), Refusal> {
-    let Parts { world, health, .. } = parts;
+    let Parts { world, health, asking, .. } = parts;
     world.targets.send_replace(world.registry.targets());
     health.sync(&world.registry);
+    asking.sync(world);
     parts.settle().await;
     let Parts { world, steering, access, announcing, .. } = parts;
     access.index(world, steering);
