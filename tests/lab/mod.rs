@@ -1,11 +1,13 @@
 //! The lab of `scripts/lab` and a running holdfast, as values that clean up when dropped.
 
 mod config;
+mod fleet;
 mod held_file;
 mod holdfast;
 #[path = "../support/namespace.rs"]
 mod namespace;
 mod router;
+mod sessions;
 mod traffic;
 
 use std::ffi::OsStr;
@@ -17,9 +19,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use config::{Config, Family, Vip, tunnel, vip};
+pub use fleet::{BOXES, Fleet, fleet_vips};
 pub use held_file::HeldFile;
 pub use holdfast::{BINARY, Holdfast, log_of};
 use namespace::in_namespace;
+pub use sessions::{Opened, SessionServer, Sessions};
 pub use traffic::{
     Blocked, Conversation, Transferred, blocked, conversation, download, listeners, requests,
     speakers, transfers, udp_requests, upload,
@@ -41,13 +45,15 @@ pub enum Topology {
     Stick,
     /// Clients before, backends behind the balancer.
     TwoNic,
+    /// Two balancers and four backends on one segment, behind a router.
+    Fleet,
 }
 
 impl Topology {
     /// Interfaces of the balancer.
     pub fn interfaces(self) -> &'static [&'static str] {
         match self {
-            Self::Stick => &["eth0"],
+            Self::Stick | Self::Fleet => &["eth0"],
             Self::TwoNic => &["front", "back"],
         }
     }
@@ -85,6 +91,7 @@ impl Lab {
         let topology = match topology {
             Topology::Stick => "stick",
             Topology::TwoNic => "two-nic",
+            Topology::Fleet => "fleet",
         };
         let queues = queues.to_string();
         let big_mb = BIG_MB.to_string();
@@ -154,6 +161,17 @@ impl Lab {
         for option in ["-4", "-6"] {
             // Backends also have them in the table of their policy rule.
             self.run(host, &["ip", option, "route", "flush", "table", "all", "cache"]);
+        }
+    }
+
+    /// Makes the router send packets for VIPs to a box of a fleet.
+    pub fn route_vips_to(&self, balancer: &str) {
+        let last = BOXES.iter().position(|&name| name == balancer).unwrap() + 2;
+        for (option, vips, gateway) in
+            [("-4", "192.0.2.0/24", "198.18.2."), ("-6", "2001:db8:100::/64", "2001:db8:2::")]
+        {
+            let gateway = format!("{gateway}{last}");
+            self.run("router", &["ip", option, "route", "replace", vips, "via", &gateway]);
         }
     }
 
