@@ -141,17 +141,17 @@ impl<'l> Fleet<'l> {
         self.boxes[number].status().drops[reason]
     }
 
-    /// Counters of a backend's program.
-    pub fn program(&self, backend: &str) -> serde_json::Value {
+    /// A counter of a backend's program.
+    pub fn program(&self, backend: &str, counter: &str) -> u64 {
         let line = [BINARY, "backend", "status", "--interface", "eth0", "--json"];
         let status: serde_json::Value =
             serde_json::from_str(&self.lab.run(backend, &line)).unwrap();
-        status["counters"].clone()
+        status["counters"][counter].as_u64().unwrap()
     }
 
     /// Sum of a counter over all backends' programs.
     pub fn programs(&self, counter: &str) -> u64 {
-        ALL.iter().map(|backend| self.program(backend)[counter].as_u64().unwrap()).sum()
+        ALL.iter().map(|backend| self.program(backend, counter)).sum()
     }
 
     /// Makes the router send to a box, by its number.
@@ -161,6 +161,12 @@ impl<'l> Fleet<'l> {
         std::thread::sleep(POLL);
     }
 
+    /// Opens connections from the client's first address; returns the backends that have them.
+    pub fn open(&mut self, each: [usize; 3]) -> Vec<String> {
+        let pairs: Vec<_> = self.vips.iter().map(|vip| (0, vip)).collect();
+        self.sessions.open(&pairs, each)
+    }
+
     /// Panics if a connection does not get on.
     pub fn assert_progress(&mut self, what: &str) {
         let broken = self.sessions.progress();
@@ -168,7 +174,7 @@ impl<'l> Fleet<'l> {
     }
 
     /// Ends all connections, each of which must end well, and the boxes.
-    pub fn end(self) {
+    pub fn end(mut self) {
         let broken = self.sessions.end();
         assert!(broken.is_empty(), "the end: {}: {broken:#?}", broken.len());
         self.boxes.into_iter().for_each(Holdfast::stop);

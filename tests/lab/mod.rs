@@ -23,7 +23,7 @@ pub use fleet::{BOXES, Fleet, fleet_vips};
 pub use held_file::HeldFile;
 pub use holdfast::{BINARY, Holdfast, log_of};
 use namespace::in_namespace;
-pub use sessions::{Opened, SessionServer, Sessions};
+pub use sessions::{SessionServer, Sessions};
 pub use traffic::{
     Blocked, Conversation, Transferred, blocked, conversation, download, listeners, requests,
     speakers, transfers, udp_requests, upload,
@@ -161,17 +161,6 @@ impl Lab {
         for option in ["-4", "-6"] {
             // Backends also have them in the table of their policy rule.
             self.run(host, &["ip", option, "route", "flush", "table", "all", "cache"]);
-        }
-    }
-
-    /// Makes the router send packets for VIPs to a box of a fleet.
-    pub fn route_vips_to(&self, balancer: &str) {
-        let last = BOXES.iter().position(|&name| name == balancer).unwrap() + 2;
-        for (option, vips, gateway) in
-            [("-4", "192.0.2.0/24", "198.18.2."), ("-6", "2001:db8:100::/64", "2001:db8:2::")]
-        {
-            let gateway = format!("{gateway}{last}");
-            self.run("router", &["ip", option, "route", "replace", vips, "via", &gateway]);
         }
     }
 

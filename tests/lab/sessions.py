@@ -8,9 +8,9 @@ it sends back what it receives. Every byte is compared.
 Commands of the server:
     vanish           loses all connections without a packet, as a host does that starts again
 Commands of the client, each answered by a line of JSON:
-    open DOWNLOADS TALKERS SILENT ADDRESS...
-                     opens so many connections to each address: talkers send a byte a second, silent ones
-                     nothing; replies with [source port, NAME, address] of each
+    open DOWNLOADS TALKERS SILENT SOURCE,ADDRESS...
+                     opens so many connections from each source to its address: talkers send a byte a
+                     second, silent ones nothing; replies with the NAMEs
     progress         waits until each download and each talker has got on since the command
     end              ends every connection; silent ones speak at last
 The last two reply with the connections that broke, each with its reason.
@@ -99,24 +99,22 @@ class Server:
 
 
 class Session:
-    def __init__(self, kind, address):
+    def __init__(self, kind, source, address):
         self.kind = kind
+        self.source = source
         self.address = address
         self.ending = asyncio.Event()
         # Parts of a download, or bytes of an echo, that have arrived.
         self.parts = 0
 
     async def open(self, port):
-        self.reader, self.writer = await asyncio.open_connection(self.address, port)
+        self.reader, self.writer = await asyncio.open_connection(self.address, port, local_addr=(self.source, 0))
         self.writer.write(b"download\n" if self.kind == "download" else b"echo\n")
         self.name = (await self.reader.readline()).decode().strip()
         if not self.name:
             raise EOFError("closed at once")
         self.port = self.writer.get_extra_info("sockname")[1]
         self.task = asyncio.create_task(self.run())
-
-    def row(self):
-        return [self.port, self.name, self.address]
 
     async def run(self):
         await {"download": self.download, "talker": self.talk, "silent": self.wait}[self.kind]()
@@ -170,7 +168,7 @@ class Session:
         return self.parts + {"download": PARTS, "talker": 2, "silent": 0}[self.kind]
 
     def broken(self, why):
-        return f"{self.kind} {self.address} {self.port} at {self.name}: {why}"
+        return f"{self.kind} {self.source} {self.port} {self.address} at {self.name}: {why}"
 
 
 class Client:
@@ -178,12 +176,12 @@ class Client:
         self.port = port
         self.sessions = []
 
-    async def open(self, downloads, talkers, silent, *addresses):
+    async def open(self, downloads, talkers, silent, *pairs):
         kinds = ["download"] * int(downloads) + ["talker"] * int(talkers) + ["silent"] * int(silent)
-        new = [Session(kind, address) for address in addresses for kind in kinds]
+        new = [Session(kind, *pair.split(",")) for pair in pairs for kind in kinds]
         await asyncio.wait_for(asyncio.gather(*(session.open(self.port) for session in new)), PATIENCE_S)
         self.sessions += new
-        return [session.row() for session in new]
+        return [session.name for session in new]
 
     async def progress(self):
         needed = {session: session.needed() for session in self.sessions}

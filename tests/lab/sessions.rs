@@ -1,9 +1,9 @@
 //! Long connections whose every byte is compared; `sessions.py` describes them.
 
+use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{ChildStdin, ChildStdout, Stdio};
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::{Lab, Running, Vip};
@@ -59,10 +59,6 @@ impl SessionServer {
     }
 }
 
-/// A connection that was opened: the client's port, the backend, the VIP's address.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Opened(pub u16, pub String, pub String);
-
 /// Connections of the client.
 pub struct Sessions(Script);
 
@@ -72,10 +68,15 @@ impl Sessions {
         Self(Script::start(lab, "client", &["hold"]))
     }
 
-    /// Opens downloads, talkers that send a byte a second, and silent connections to each VIP.
-    pub fn open(&mut self, vips: &[Vip], [downloads, talkers, silent]: [usize; 3]) -> Vec<Opened> {
-        let addresses: Vec<String> = vips.iter().map(Vip::address).collect();
-        self.reply(&format!("open {downloads} {talkers} {silent} {}", addresses.join(" ")))
+    /// Opens downloads, talkers that send a byte a second, and silent connections to each VIP from one
+    /// of the client's addresses; returns the backends that have them.
+    pub fn open(&mut self, pairs: &[(usize, &Vip)], each: [usize; 3]) -> Vec<String> {
+        let [downloads, talkers, silent] = each;
+        let mut command = format!("open {downloads} {talkers} {silent}");
+        for (client, vip) in pairs {
+            write!(command, " {},{}", vip.family.client(*client), vip.address()).unwrap();
+        }
+        self.reply(&command)
     }
 
     /// Waits until all but the silent ones have got on; returns those that have not, or broke.
@@ -84,7 +85,7 @@ impl Sessions {
     }
 
     /// Ends every connection; returns those that did not end well.
-    pub fn end(mut self) -> Vec<String> {
+    pub fn end(&mut self) -> Vec<String> {
         self.reply("end")
     }
 
