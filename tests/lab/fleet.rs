@@ -53,7 +53,7 @@ impl<'l> Fleet<'l> {
     /// Starts everything; the router sends to the first box.
     pub fn start(lab: &'l Lab, vips: Vec<Vip>) -> Self {
         let key = lab.state().join("fleet.key");
-        let mut file = File::options().create(true).write(true).mode(0o600).open(&key).unwrap();
+        let mut file = File::options().create_new(true).write(true).mode(0o600).open(&key).unwrap();
         writeln!(file, "{KEY}").unwrap();
         let addresses: Vec<String> = vips.iter().map(Vip::address).collect();
         let mut load = vec![BINARY, "backend", "load", "--interface", "eth0"];
