@@ -1,7 +1,8 @@
 //! A fleet: two boxes with one configuration, and backends with the program of `holdfast backend`.
 
+use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write as _;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use holdfast::control::api::{HealthState, Status};
@@ -54,7 +55,7 @@ impl<'l> Fleet<'l> {
     pub fn start(lab: &'l Lab, vips: Vec<Vip>) -> Self {
         let key = lab.state().join("fleet.key");
         let mut file = File::options().create_new(true).write(true).mode(0o600).open(&key).unwrap();
-        writeln!(file, "{KEY}").unwrap();
+        io::Write::write_all(&mut file, KEY.as_bytes()).unwrap();
         let addresses: Vec<String> = vips.iter().map(Vip::address).collect();
         let mut load = vec![BINARY, "backend", "load", "--interface", "eth0"];
         load.extend(["--key-file", key.to_str().unwrap()]);
@@ -143,10 +144,14 @@ impl<'l> Fleet<'l> {
 
     /// A counter of a backend's program.
     pub fn program(&self, backend: &str, counter: &str) -> u64 {
+        self.program_status(backend)[counter].as_u64().unwrap()
+    }
+
+    fn program_status(&self, backend: &str) -> serde_json::Value {
         let line = [BINARY, "backend", "status", "--interface", "eth0", "--json"];
         let status: serde_json::Value =
             serde_json::from_str(&self.lab.run(backend, &line)).unwrap();
-        status["counters"][counter].as_u64().unwrap()
+        status["counters"].clone()
     }
 
     /// Sum of a counter over all backends' programs.
@@ -170,7 +175,22 @@ impl<'l> Fleet<'l> {
     /// Panics if a connection does not get on.
     pub fn assert_progress(&mut self, what: &str) {
         let broken = self.sessions.progress();
-        assert!(broken.is_empty(), "{what}: {}: {broken:#?}", broken.len());
+        assert!(broken.is_empty(), "{what}: {}: {broken:#?}\n{}", broken.len(), self.counted());
+    }
+
+    /// What boxes and programs have counted.
+    fn counted(&self) -> String {
+        let mut text = String::new();
+        for (running, name) in self.boxes.iter().zip(BOXES) {
+            let status = running.status();
+            let drops = status.drops.into_iter().filter(|(_, count)| *count > 0);
+            let drops: Vec<(String, u64)> = drops.collect();
+            writeln!(text, "{name}: {:?} {drops:?}", status.totals).unwrap();
+        }
+        for backend in ALL {
+            writeln!(text, "{backend}: {}", self.program_status(backend)).unwrap();
+        }
+        text
     }
 
     /// Ends all connections, each of which must end well, and the boxes.
