@@ -158,7 +158,7 @@ fn a_path_mtu_message_that_arrives_at_another_box_reaches_the_backend() {
     fleet.assert_progress("a router reports an MTU to the second box");
     let [first, second] = [0, 1].map(|number| fleet.boxes[number].status().totals);
     assert_eq!(first.icmp_errors_forwarded, 0);
-    assert!(second.icmp_errors_forwarded > 0);
+    assert!(second.asks_sent > 0, "{second:?}");
     fleet.end();
 }
 
