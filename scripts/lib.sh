@@ -71,6 +71,7 @@ SOAK_PACKAGES=(
 ANYCAST_PACKAGES=(
     'python3-minimal|/usr/bin/python3|the events, clients and servers'
     'bird2|bird birdc|announces VIPs, and routes to them'
+    'nftables|nft|keeps a box from checking a backend'
 )
 THROUGHPUT_PACKAGES=(
     'iperf3|iperf3|measures TCP throughput'

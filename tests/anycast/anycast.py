@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -75,8 +76,8 @@ class Lab:
     def start(self, host, kind, command, **options):
         with open(self.state / f"{host}-{kind}.log", "a") as log:
             options = {"stdin": subprocess.DEVNULL, "stdout": log} | options
-            line = ["ip", "netns", "exec", f"{self.name}-{host}", *command]
-            self.processes[host, kind] = subprocess.Popen(line, text=True, stderr=log, **options)
+            self.processes[host, kind] = subprocess.Popen(["ip", "netns", "exec", f"{self.name}-{host}", *command],
+                                                          text=True, stderr=log, **options)
         return self.processes[host, kind]
 
     def kill(self, host, kind):
@@ -269,12 +270,33 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
         for box in BOXES:
             self.lab.run(box, [self.lab.binary, command, *targets, "--socket", self.socket(box)])
 
+    def block_checks(self, boxes, backend):
+        """Keeps boxes from checking a backend, and waits until they believe it down."""
+        for box in boxes:
+            rules = self.lab.state / "health.nft"
+            rules.write_text(
+                "table inet lab { chain output { type filter hook output priority 0; "
+                f"tcp dport 80 ip daddr {address(backend, 4)} drop; "
+                f"tcp dport 80 ip6 daddr {address(backend, 6)} drop; }}; }}"
+            )
+            self.lab.run(box, ["nft", "-f", rules])
+            wait_until(f"{box} believes {backend} down", lambda box=box: self.is_down(box, backend))
+
+    def restore_checks(self, boxes):
+        for box in boxes:
+            self.lab.run(box, ["nft", "delete", "table", "inet", "lab"])
+            wait_until(f"{box} is ready", lambda box=box: self.is_ready(box))
+
+    def is_down(self, box, backend):
+        backends = [one for vip in self.status(box)["vips"] for one in vip["backends"]]
+        return all(one["health"] == "down" for one in backends if one["name"] == backend)
+
     def count(self, box):
         status = self.status(box)
         self.counted["hash"] += status["totals"]["flows_by_hash"]
         self.counted["ask"] += status["drops"]["ask_answer"]
 
-    def die(self, box):
+    def kill_box(self, box):
         """A box vanishes: its link, and at once its processes."""
         self.count(box)
         self.lab.run("switch", ["ip", "link", "set", f"{box}-eth0", "down"])
@@ -283,7 +305,7 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
         rest = [other for other in BOXES if other != box and self.med[other] == self.med[box]]
         wait_until(f"{box} is no longer routed to", lambda: self.routed_to(rest))
 
-    def return_of(self, box):
+    def start_again(self, box):
         self.lab.run("switch", ["ip", "link", "set", f"{box}-eth0", "up"])
         self.start_box(box)
         best = [other for other in BOXES if self.med[other] == self.med[box]]
@@ -303,7 +325,7 @@ class Run:
         counts = [str(count * self.fleet.options.each) for count in each]
         self.opened += len(self.client.reply(" ".join(["open", *counts, *pairs])))
 
-    def note(self, event, broken):
+    def record(self, event, broken):
         new = [line for line in broken if line.split(": ")[0] not in self.known]
         self.known |= {line.split(": ")[0] for line in new}
         for line in new:
@@ -314,7 +336,7 @@ class Run:
 
     def event(self, what, act):
         act()
-        self.note(what, self.client.reply("progress"))
+        self.record(what, self.client.reply("progress"))
 
     def flip(self):
         self.event(f"flip {self.flips + 1}", self.fleet.flip)
@@ -345,13 +367,18 @@ class Run:
                 self.open(1, 1, 0)
             else:
                 self.flip()
-        near = [box for box in BOXES if fleet.med[box] == NEAR]
+        near, far = ([box for box in BOXES if fleet.med[box] == med] for med in (NEAR, FAR))
+        self.event("the other site believes b3 down", lambda: fleet.block_checks(far, "b3"))
+        self.flip()
+        self.open(1, 1, 0)
+        self.flip()
+        self.event("both sites believe b3 up", lambda: fleet.restore_checks(far))
         self.event("a box of the site leaves", lambda: fleet.announce({near[1]: LEFT}))
         self.event("it comes back", lambda: fleet.announce({near[1]: NEAR}))
-        self.event("a box of the site dies", lambda: fleet.die(near[0]))
+        self.event("a box of the site dies", lambda: fleet.kill_box(near[0]))
         self.kills += 1
-        self.event("it comes back", lambda: fleet.return_of(near[0]))
-        self.note("the end", self.client.reply("end"))
+        self.event("it comes back", lambda: fleet.start_again(near[0]))
+        self.record("the end", self.client.reply("end"))
         for box in BOXES:
             fleet.count(box)
 
@@ -375,6 +402,8 @@ def main():
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--binary", type=Path, required=True)
     options = parser.parse_args()
+    # The lab is removed in any case.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     lab = Lab(f"hfany{os.getpid()}", options.binary.resolve())
     fleet = Fleet(lab, options)
     try:
