@@ -228,9 +228,8 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
             if self.lab.processes[box, "holdfast"].poll() is not None:
                 raise Failed((self.lab.state / f"{box}-holdfast.log").read_text()) from None
             return False
-        return all(
-            one["health"] == "up" and one["next_hop"] and one.get("ask") in (None, "ready") for one in backends
-        )
+        asked = self.options.ask == "never" or all(one.get("ask") in (None, "ready") for one in backends)
+        return asked and all(one["health"] == "up" and one["next_hop"] for one in backends)
 
     def routed_to(self, boxes):
         """Whether the router sends to exactly these boxes, in both families."""
