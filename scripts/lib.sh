@@ -68,6 +68,11 @@ SOAK_PACKAGES=(
     'python3-minimal|/usr/bin/python3|the clients, and the order of actions'
     'python3-scapy|/usr/lib/python3/dist-packages/scapy|makes the packets of floods'
 )
+ANYCAST_PACKAGES=(
+    'python3-minimal|/usr/bin/python3|the events, clients and servers'
+    'bird2|bird birdc|announces VIPs, and routes to them'
+    'nftables|nft|keeps a box from checking a backend'
+)
 THROUGHPUT_PACKAGES=(
     'iperf3|iperf3|measures TCP throughput'
     'jq|jq|reads the JSON of iperf3 and holdfast'
@@ -147,7 +152,7 @@ install_missing() {
 }
 
 # install_without_services PACKAGE...: as apt-get install, but no service is started or enabled:
-# nginx and HAProxy are programs for us, not services of this machine.
+# nginx, HAProxy and BIRD are programs for us, not services of this machine.
 install_without_services() {
     local policy=/usr/sbin/policy-rc.d
     (
@@ -160,7 +165,7 @@ install_without_services() {
         apt_get_install "$@"
     ) || die "apt-get could not install: $* (see above)"
     local service
-    for service in nginx haproxy; do
+    for service in nginx haproxy bird; do
         [[ " $* " == *" $service"* ]] || continue
         update-rc.d "$service" disable >/dev/null 2>&1 || true
         systemctl disable "$service.service" >/dev/null 2>&1 || true

@@ -19,6 +19,7 @@ mod e2e {
     mod drain;
     mod errors;
     mod failures;
+    mod fleet;
     mod floods;
     mod forwarding;
     mod fragments;

@@ -28,7 +28,7 @@ const OF_THE_GUEST: [&str; 3] = ["bin/busybox", "modprobe", "poweroff"];
 /// Programs that `cargo` runs: the linker, and the compiler of the XDP program.
 const OF_CARGO: [&str; 2] = ["cc", "clang"];
 /// Sources that a script runs besides itself: tests, benches, scripts.
-const RUNS: [(&str, &[&str]); 12] = [
+const RUNS: [(&str, &[&str]); 13] = [
     (
         "test",
         &[
@@ -46,6 +46,7 @@ const RUNS: [(&str, &[&str]); 12] = [
             ".ci",
         ],
     ),
+    ("anycast", &["tests/anycast", "tests/lab/sessions.py", "scripts/lab", "scripts/lab-server"]),
     ("bench", &["benches"]),
     ("compare", &["scripts/lab"]),
     ("conformance", &["tests/conformance", "tests/conformance.rs"]),

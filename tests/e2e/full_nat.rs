@@ -22,7 +22,7 @@ fn forget_clients(lab: &Lab) {
             Topology::TwoNic => {
                 lab.run(backend, &["ip", "link", "set", "direct", "down"]);
             }
-            Topology::Stick => {
+            Topology::Stick | Topology::Fleet => {
                 lab.run(backend, &["ip", "-4", "route", "del", "198.18.1.0/24"]);
                 lab.run(backend, &["ip", "-6", "route", "del", "2001:db8:1::/64"]);
             }

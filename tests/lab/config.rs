@@ -251,6 +251,6 @@ impl Config {
 }
 
 impl Topology {
-    /// Both families.
+    /// Those with one balancer.
     pub const ALL: [Self; 2] = [Self::Stick, Self::TwoNic];
 }

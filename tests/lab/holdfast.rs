@@ -13,9 +13,10 @@ use super::{Config, HeldFile, Lab, POLL, SOON, failed, signal, succeeded, wait_f
 /// The binary that cargo built for these tests.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_holdfast");
 
-/// A process in the balancer's namespace. Killed when dropped, if it was not stopped.
+/// A process in a balancer's namespace. Killed when dropped, if it was not stopped.
 pub struct Holdfast<'l> {
     lab: &'l Lab,
+    host: &'static str,
     child: Child,
     socket: String,
     config: PathBuf,
@@ -29,13 +30,34 @@ impl<'l> Holdfast<'l> {
         Self::start_by(lab, config, lab.command("lb", BINARY), log_file(lab).into())
     }
 
+    /// Starts holdfast on a box of a fleet and waits until every backend is up.
+    pub fn start_on(lab: &'l Lab, host: &'static str, socket: &str, config: &str) -> Self {
+        let path = lab.state().join(format!("{host}.toml"));
+        let log = File::create(log_on(lab, host)).unwrap();
+        Self::start_from(
+            lab,
+            (host, socket),
+            (path, config),
+            (lab.command(host, BINARY), log.into()),
+        )
+    }
+
     /// Starts holdfast by a command that ends with the binary, with another file for the log.
-    pub fn start_by(lab: &'l Lab, config: &Config, mut command: Command, log: Stdio) -> Self {
+    pub fn start_by(lab: &'l Lab, config: &Config, command: Command, log: Stdio) -> Self {
         let path = lab.state().join("holdfast.toml");
-        std::fs::write(&path, config.toml()).unwrap();
+        Self::start_from(lab, ("lb", &config.socket), (path, &config.toml()), (command, log))
+    }
+
+    fn start_from(
+        lab: &'l Lab,
+        (host, socket): (&'static str, &str),
+        (path, config): (PathBuf, &str),
+        (mut command, log): (Command, Stdio),
+    ) -> Self {
+        std::fs::write(&path, config).unwrap();
         command.arg("run").arg("--config").arg(&path);
         let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let mut this = Self { lab, child, socket: config.socket.clone(), config: path };
+        let mut this = Self { lab, host, child, socket: socket.to_owned(), config: path };
         wait_for("holdfast answers", SOON, || this.responds());
         this.wait_until("every backend is up", |status| {
             let mut backends = status.vips.iter().flat_map(|vip| &vip.backends);
@@ -138,7 +160,7 @@ impl<'l> Holdfast<'l> {
         held.wait_until_wanted();
         meanwhile(child.id());
         held.release();
-        Self { lab, child, socket: config.socket.clone(), config: path }
+        Self { lab, host: "lb", child, socket: config.socket.clone(), config: path }
     }
 
     /// Starts holdfast, which must fail; returns its message.
@@ -161,13 +183,13 @@ impl<'l> Holdfast<'l> {
 
     /// The log.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(log_of(self.lab)).unwrap_or_default()
+        std::fs::read_to_string(log_on(self.lab, self.host)).unwrap_or_default()
     }
 
     /// Runs a subcommand against this process.
     pub fn cli(&self, arguments: &[&str]) -> Output {
         let line = [&[BINARY], arguments, &["--socket", &self.socket]].concat();
-        self.lab.try_run("lb", &line)
+        self.lab.try_run(self.host, &line)
     }
 
     /// Runs a subcommand that must succeed; returns its output.
@@ -309,7 +331,11 @@ fn log_file(lab: &Lab) -> File {
 
 /// Path of the log of a holdfast in the lab.
 pub fn log_of(lab: &Lab) -> PathBuf {
-    lab.state().join("holdfast.log")
+    log_on(lab, "lb")
+}
+
+fn log_on(lab: &Lab, host: &str) -> PathBuf {
+    lab.state().join(if host == "lb" { "holdfast.log".to_owned() } else { format!("{host}.log") })
 }
 
 impl Drop for Holdfast<'_> {

@@ -1,11 +1,13 @@
 //! The lab of `scripts/lab` and a running holdfast, as values that clean up when dropped.
 
 mod config;
+mod fleet;
 mod held_file;
 mod holdfast;
 #[path = "../support/namespace.rs"]
 mod namespace;
 mod router;
+mod sessions;
 mod traffic;
 
 use std::ffi::OsStr;
@@ -17,9 +19,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use config::{Config, Family, Vip, tunnel, vip};
+pub use fleet::{BOXES, Fleet, fleet_vips};
 pub use held_file::HeldFile;
 pub use holdfast::{BINARY, Holdfast, log_of};
 use namespace::in_namespace;
+pub use sessions::{SessionServer, Sessions};
 pub use traffic::{
     Blocked, Conversation, Transferred, blocked, conversation, download, listeners, requests,
     speakers, transfers, udp_requests, upload,
@@ -41,13 +45,15 @@ pub enum Topology {
     Stick,
     /// Clients before, backends behind the balancer.
     TwoNic,
+    /// Two balancers and four backends on one segment, behind a router.
+    Fleet,
 }
 
 impl Topology {
     /// Interfaces of the balancer.
     pub fn interfaces(self) -> &'static [&'static str] {
         match self {
-            Self::Stick => &["eth0"],
+            Self::Stick | Self::Fleet => &["eth0"],
             Self::TwoNic => &["front", "back"],
         }
     }
@@ -85,6 +91,7 @@ impl Lab {
         let topology = match topology {
             Topology::Stick => "stick",
             Topology::TwoNic => "two-nic",
+            Topology::Fleet => "fleet",
         };
         let queues = queues.to_string();
         let big_mb = BIG_MB.to_string();

@@ -1,7 +1,7 @@
 //! The lab's routers: a path with a smaller MTU than the links of its users, and routers between the
 //! balancer and its clients.
 
-use super::{BACKENDS, Family, Lab};
+use super::{BACKENDS, BOXES, Family, Lab};
 
 impl Family {
     /// The router's address.
@@ -9,6 +9,15 @@ impl Family {
         match self {
             Self::V4 => "198.18.2.254",
             Self::V6 => "2001:db8:2::fe",
+        }
+    }
+
+    /// Address of a box of a fleet.
+    fn box_of_fleet(self, name: &str) -> String {
+        let number = BOXES.iter().position(|&other| other == name).unwrap() + 2;
+        match self {
+            Self::V4 => format!("198.18.2.{number}"),
+            Self::V6 => format!("2001:db8:2::{number}"),
         }
     }
 
@@ -98,6 +107,33 @@ impl Lab {
             let gateway = router_address(family, number);
             let route = ["ip", family.option(), "route", "replace", vips, "via", &gateway];
             self.run("client", &[&route[..], &["src", address]].concat());
+        }
+    }
+
+    /// Makes the router of a fleet send packets for VIPs to a box.
+    pub fn route_vips_to(&self, balancer: &str) {
+        for (family, (vips, _)) in Family::ALL.into_iter().zip(VIPS) {
+            let gateway = family.box_of_fleet(balancer);
+            self.run("router", &["ip", family.option(), "route", "replace", vips, "via", &gateway]);
+        }
+    }
+
+    /// Reduces the MTU between the router of a fleet and the clients. The router sends what it says
+    /// itself, ICMP errors to VIPs, to this box.
+    pub fn report_path_mtu_to(&self, balancer: &str, mtu: u16) {
+        let unlimited = ["net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"];
+        self.run("router", &[&["sysctl", "-q", "-w"][..], &unlimited].concat());
+        let mtu = mtu.to_string();
+        for (family, (vips, _)) in Family::ALL.into_iter().zip(VIPS) {
+            let (option, gateway) = (family.option(), family.box_of_fleet(balancer));
+            let route = ["ip", option, "route", "add", vips, "via", &gateway, "table", "200"];
+            self.run("router", &route);
+            let rule = ["ip", option, "rule", "add", "iif", "lo", "to", vips, "lookup", "200"];
+            self.run("router", &rule);
+            // The metric of the route that the address has made.
+            let metric = if family == Family::V4 { "0" } else { "256" };
+            let route = ["ip", option, "route", "replace", family.clients(), "dev", "front"];
+            self.run("router", &[&route[..], &["metric", metric, "mtu", &mtu]].concat());
         }
     }
 

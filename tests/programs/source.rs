@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::shell::{Word, is_command_line, programs_of_command};
 
 /// Hosts of the lab, which `run` and similar functions take before the command line.
-const HOSTS: [&str; 7] = ["client", "lb", "b1", "b2", "b3", "router", "switch"];
+const HOSTS: [&str; 9] = ["client", "lb", "lb2", "b1", "b2", "b3", "b4", "router", "switch"];
 /// Functions that take a command line in brackets.
 const RUN: [&str; 2] = ["run", "try_run"];
 /// Functions that take arguments of holdfast, or of a script of the project.
