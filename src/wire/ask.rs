@@ -41,10 +41,11 @@ const OWNER: u32 = 0x6866_4f31;
 const HELLO: u32 = 0x6866_4831;
 const WELCOME: u32 = 0x6866_5731;
 /// 4-byte words of a hello's private data.
-const HELLO_WORDS: u8 = ((HEAD + 16 + TAG) / 4) as u8;
+const HELLO_WORDS: u8 = 8;
 /// Flag of the answer to a hello: the program was loaded without the VIP.
 const VIP_UNKNOWN: u8 = 1;
 const GUE_LEN: usize = 4;
+const _: () = assert!(HELLO_WORDS as usize * 4 == HEAD + 16 + TAG);
 const NOWHERE: Address = Address { high: 0, low: 0 };
 /// Flag: the packet is cut off, and only answered.
 const PROBE: u8 = 1;
