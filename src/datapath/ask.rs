@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The flow may have begun at another box, or before this one has lost its pins. The backends are
-//! those that the present table and earlier ones may have chosen, or all of the VIP
+//! those that the present table, earlier ones and those of other boxes may have chosen, or all of the VIP
 //! ([`ForwardingTable::owners`]); the program of `holdfast backend` passes the packet on, and answers
 //! ([`wire::ask`](crate::wire::ask)). An ICMP error about such a flow is asked about in the same way.
 //!
@@ -34,6 +34,7 @@ use super::resources::Resources;
 use super::rewrite::address_frame;
 use super::rewrite::tunnel::{inner, outer, wrap};
 use super::select::admit;
+use super::token_bucket::TokenBucket;
 use crate::forwarding::table::{Backend, Owners, Vip};
 use crate::forwarding::{Ask as Wanted, Miss};
 use crate::net::{Address, Family, FlowKey, ListenKey, NicIndex, Protocol};
@@ -73,6 +74,16 @@ pub fn owners<'t>(packet: &Packet, miss: Miss, context: &Context<'t>) -> Option<
     (owners.or_any || !owners.likely.is_empty()).then_some(owners)
 }
 
+/// Takes the budget of an ask; returns whether there is some left.
+pub fn may_ask(asks: &mut TokenBucket, context: &Context<'_>) -> bool {
+    let Some(rate) = context.table.local().asks else { return true };
+    let may = asks.refresh(rate, rate, context.now);
+    if may {
+        asks.take();
+    }
+    may
+}
+
 /// Turns the packet into an ask, and sends copies to further lists.
 ///
 /// # Errors
@@ -85,13 +96,7 @@ pub fn ask(
     context: &Context<'_>,
 ) -> Result<(), Drop> {
     let vip = admit(packet, &packet.flow.key(), context)?;
-    let Resources { asks, pool, backlog, .. } = resources;
-    if let Some(rate) = context.table.local().asks {
-        if !asks.refresh(rate, rate, context.now) {
-            return Err(Drop::AskLimited);
-        }
-        asks.take();
-    }
+    let Resources { pool, backlog, .. } = resources;
     let lists = lists(vip, owners, context);
     let whole = inner_of(packet)?;
     let is_part = lists.len() > 1;

@@ -11,8 +11,8 @@
 //! A packet is handled to its end before the next one of its batch, which then sees the result.
 //! Cost: none for packets of pinned flows.
 
-use super::ask::{ask, owners, pinned_by as answered_ask};
-use super::batch::Packet;
+use super::ask::{ask, may_ask, owners, pinned_by as answered_ask};
+use super::batch::{Direction, Packet};
 use super::classify::{LastVip, classify};
 use super::context::Context;
 use super::forward::{Unsent, forward_packet};
@@ -48,10 +48,14 @@ pub fn detour(
             finish(meet(packet, resources, context), packet, resources, context);
         }
         Unsent::NoPin(miss) => match owners(packet, miss, context) {
-            Some(owners) => {
+            Some(owners) if may_ask(&mut resources.asks, context) => {
                 finish(ask(packet, &owners, resources, context), packet, resources, context);
             }
-            None => open(packet, miss, resources, context),
+            // The sender repeats it: a guess could break the connection.
+            Some(owners) if !owners.is_sure || is_related(packet) => {
+                settle(packet, Drop::AskLimited, resources, context);
+            }
+            _ => open(packet, miss, resources, context),
         },
         Unsent::Waits => finish(again(packet, resources, context), packet, resources, context),
         Unsent::Answers(hop) => {
@@ -64,6 +68,10 @@ pub fn detour(
             }
         }
     }
+}
+
+const fn is_related(packet: &Packet) -> bool {
+    matches!(packet.direction, Direction::Related(_))
 }
 
 /// Settles a packet of a handshake that failed.

@@ -254,6 +254,7 @@ fn ask(
         let why = match (vip.policy.ask, owners.or_any) {
             (Ask::All, _) => "lost.ask = \"all\"",
             (_, true) => "the VIP's past is not known as far back as lost.remember_s says",
+            (_, false) if owners.is_sure => "another box may see health and drains differently",
             (_, false) => "earlier tables have chosen others than the present one",
         };
         let then = "the one that has the connection gets the packet, and answers: a pin";

@@ -12,6 +12,8 @@
 
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
+
 use super::Splits;
 use super::scheduler::{Built, Pool};
 use crate::net::{BackendId, BackendIndex};
@@ -19,6 +21,9 @@ use crate::units::Ticks;
 
 /// Maximum number of earlier states of a VIP.
 pub const STATES: usize = 8;
+/// Number of choices of a state if those before were out: two backends may be down, or drain, at
+/// another box only.
+pub const SUCCESSORS: usize = 3;
 
 /// What a table's choice depends on, but for loads and turns.
 #[derive(Debug, Clone)]
@@ -61,8 +66,24 @@ impl State {
         first.into_iter().chain(other).map(|taker| taker.id)
     }
 
+    /// Returns the backends that it would choose for a flow one after the other, each if those before
+    /// it were out: another box may have seen them so.
+    pub fn successors(&self, hash: u64) -> ArrayVec<BackendId, SUCCESSORS> {
+        let mut chosen = ArrayVec::new();
+        while !chosen.is_full()
+            && let Some(next) = self.choose_without(hash, true, &chosen)
+        {
+            chosen.push(next.id);
+        }
+        chosen
+    }
+
     fn choose(&self, hash: u64, partly: bool) -> Option<Taker> {
-        let mut pool = Took { took: &self.took, partly };
+        self.choose_without(hash, partly, &[])
+    }
+
+    fn choose_without(&self, hash: u64, partly: bool, out: &[BackendId]) -> Option<Taker> {
+        let mut pool = Took { took: &self.took, partly, out };
         let index = self.scheduler.scheduler().choose(hash, &mut pool)?;
         pool.find(index)
     }
@@ -73,6 +94,8 @@ struct Took<'s> {
     took: &'s [Taker],
     /// Whether those count that took a share.
     partly: bool,
+    /// Those that do not count.
+    out: &'s [BackendId],
 }
 
 impl Took<'_> {
@@ -84,7 +107,8 @@ impl Took<'_> {
 
 impl Pool for Took<'_> {
     fn accepts(&mut self, backend: BackendIndex) -> bool {
-        self.find(backend).is_some_and(|taker| self.partly || !taker.partly)
+        let is_in = |taker: Taker| (self.partly || !taker.partly) && !self.out.contains(&taker.id);
+        self.find(backend).is_some_and(is_in)
     }
 
     fn active(&self, _backend: BackendIndex) -> u64 {

@@ -36,6 +36,9 @@ pub struct Owners<'t> {
     pub likely: ArrayVec<&'t Backend, MAX_OWNERS>,
     /// Whether any other backend of the VIP may have it, too.
     pub or_any: bool,
+    /// Whether all tables that are known have chosen the same one: others may have it only if
+    /// another box has seen that one as down or draining.
+    pub is_sure: bool,
 }
 
 /// The immutable forwarding state of all workers.
@@ -262,39 +265,37 @@ impl ForwardingTable {
         table
     }
 
-    /// Returns the backends that may have a flow without a pin, and can be asked; none if the hash
-    /// tells, or the backend that it chooses cannot be asked.
+    /// Returns the backends that may have a flow without a pin, and can be asked; none if there are
+    /// fewer than two of them, or the one that the hash chooses cannot be asked.
     ///
-    /// The likely ones are the choice of this table, that which it would make if all backends were in
-    /// service, and those of the VIP's earlier [states](super::history); those that seem to be gone
-    /// come last.
+    /// The likely ones are the choice of this table; that which it would make if all backends were in
+    /// service; those of the VIP's earlier [states](super::history); and those that it would make if
+    /// backends were out, as another box may see them. Those that seem to be gone come last.
     ///
-    /// Cost: some ten choices of the scheduler; no allocation.
+    /// Cost: some fifteen choices of the scheduler; no allocation.
     pub fn owners(&self, vip: &Vip, key: &FlowKey, now: Ticks) -> Owners<'_> {
         let recall = vip.policy.recall;
         let hash = |splits: &Splits| vip.policy.affinity.hash(&self.secret, key, splits);
         let present = hash(&vip.splits);
         let by_hash = vip.policy.ask == Ask::History;
         let mut ids = ArrayVec::<BackendId, MAX_OWNERS>::new();
-        let mut add = |id: BackendId| {
-            if !ids.contains(&id) && !ids.is_full() {
-                ids.push(id);
-            }
-        };
+        let mut chosen = 0;
         if by_hash {
             let can_be_asked = |id| self.pinned(id).is_some_and(|chosen| chosen.can_be_asked);
             if !vip.state.chosen(present).all(can_be_asked) {
                 return Owners::default();
             }
-            vip.state.chosen(present).chain(vip.whole.chosen(present)).for_each(&mut add);
-            vip.history.chosen(hash, recall, now).for_each(add);
+            let now_or_whole = vip.state.chosen(present).chain(vip.whole.chosen(present));
+            add_new(&mut ids, now_or_whole.chain(vip.history.chosen(hash, recall, now)));
+            chosen = ids.len();
+            add_new(&mut ids, vip.state.successors(present));
         }
         let known =
             || ids.iter().filter_map(|&id| self.pinned(id)).filter(|one| one.is_asked_of(vip));
         let there = known().filter(|backend| backend.takes_non_syn);
         let likely = there.chain(known().filter(|backend| !backend.takes_non_syn)).collect();
         let or_any = !by_hash || !vip.history.reaches(recall, now);
-        let owners = Owners { likely, or_any };
+        let owners = Owners { likely, or_any, is_sure: chosen == 1 && !or_any };
         let is_one = owners.likely.len() + self.others(vip, &owners).take(2).count() < 2;
         if is_one { Owners::default() } else { owners }
     }
@@ -549,6 +550,15 @@ fn growth(vip: &VipSpec, backend: &Backend) -> u16 {
 #[inline]
 fn any_port(key: ListenKey, there_are: bool) -> Option<ListenKey> {
     there_are.then_some(ListenKey { port: 0, ..key })
+}
+
+/// Adds those that are not there yet, as far as there is room.
+fn add_new(ids: &mut ArrayVec<BackendId, MAX_OWNERS>, more: impl IntoIterator<Item = BackendId>) {
+    for id in more {
+        if !ids.contains(&id) && !ids.is_full() {
+            ids.push(id);
+        }
+    }
 }
 
 /// Source of a NAT backend's replies to clients of these ports of the VIP.
@@ -878,13 +888,13 @@ mod tests {
             for (port, at) in (1000..1100).zip(0..) {
                 let owners = next.owners(vip, &flow(port), RECALL);
                 assert!(!owners.or_any, "the past is known");
-                let owners = likely(&owners);
                 let of = |earlier: &Vec<BackendIndex>| earlier[at].0;
                 let present = of(chosen.last().unwrap());
-                if owners.is_empty() {
-                    assert!(chosen.iter().all(|earlier| of(earlier) == present), "{port}");
-                    continue;
-                }
+                assert!(
+                    chosen.iter().all(|earlier| of(earlier) == present) || !owners.is_sure,
+                    "{port}"
+                );
+                let owners = likely(&owners);
                 assert_eq!(owners[0], present, "the present choice first");
                 for earlier in &chosen {
                     assert!(owners.contains(&of(earlier)), "{port}: {owners:?} {earlier:?}");
@@ -905,12 +915,33 @@ mod tests {
             let early = table.owners(vip, &flow(port), Ticks(RECALL.0 - 1));
             assert!(early.or_any);
             let mut all = likely(&early);
-            assert_eq!(all.len(), 1);
+            assert_eq!(all.len(), 3);
             all.extend(table.others(vip, &early).map(|other| other.id.index.0));
             all.sort_unstable();
             assert_eq!(all, [0, 1, 2, 3]);
             let late = table.owners(vip, &flow(port), RECALL);
-            assert_eq!((likely(&late), late.or_any), (Vec::new(), false), "the hash tells");
+            assert_eq!((likely(&late), late.or_any), (likely(&early), false));
+            assert!(late.is_sure && !early.is_sure);
+        }
+    }
+
+    /// Another box sees one or two of four backends as down or draining, and opens a flow.
+    #[test]
+    fn the_owners_of_a_flow_include_the_choice_of_a_box_that_sees_backends_out() {
+        let pool = [backend(0), backend(1), backend(2), backend(3)];
+        let table = table_after(None, &asking(Ask::History, &pool));
+        let vip = table.vip(VipId(0)).unwrap();
+        for (a, b) in (0..4).flat_map(|a| (0..4).map(move |b| (a, b))) {
+            let mut seen = pool.clone();
+            seen[a].up = false;
+            seen[b].service = Service::Draining;
+            let other = table_after(None, &asking(Ask::History, &seen));
+            let other_vip = other.vip(VipId(0)).unwrap();
+            for port in 1000..1100 {
+                let chosen = other.owners(other_vip, &flow(port), RECALL).likely[0].id.index.0;
+                let owners = likely(&table.owners(vip, &flow(port), RECALL));
+                assert!(owners.contains(&chosen), "{port}: {owners:?} {chosen}");
+            }
         }
     }
 

@@ -157,9 +157,10 @@ fn the_backend_that_answers_gets_the_pin() {
     }
 }
 
-/// With one pool the hash tells; after a change of it, those are asked whose flow it may be.
+/// The backend that the hash chooses is the first to be asked, and after a change of the pool the
+/// one at which a flow began is among the others.
 #[test]
-fn backends_are_asked_where_the_hash_does_not_tell() {
+fn the_backend_at_which_a_flow_began_is_asked() {
     for forward in MODES {
         for (inner, outer) in FAMILIES.into_iter().flat_map(|a| FAMILIES.map(|b| (a, b))) {
             if forward == Forward::Dsr && inner != outer {
@@ -167,34 +168,33 @@ fn backends_are_asked_where_the_hash_does_not_tell() {
             }
             let mut rig = rig(forward, inner, outer);
             let mut places = BTreeMap::new();
+            let place = |hop: &IpAddr| {
+                let index = (0..BACKENDS).find(|&index| outer.backend(index) == *hop);
+                crate::rig::backend_mac(index.unwrap())
+            };
+            // Another box with the same pool: it has no pins.
+            let mut other = self::rig(forward, inner, outer);
             for port in 1000..1200 {
                 // A SYN is a new flow, whatever there is to ask.
                 let sent = rig.send(0, 0, &tcp(inner, port, 80, "S")).remove(0);
                 assert!(asked(&sent).is_none());
                 places.insert(port, sent.destination_mac());
-                let later = rig.send(0, 0, &tcp(inner, port + 1000, 80, "A")).remove(0);
-                assert!(asked(&later).is_none(), "one pool");
+                let sent = other.send(0, 0, &tcp(inner, port, 80, "A")).remove(0);
+                let Asked { hops, .. } = asked(&sent).unwrap();
+                assert_eq!((place(&hops[0]), hops.len()), (places[&port], 3));
             }
-            // Another box with the history of this one: it has no pins.
-            let mut other = self::rig(forward, inner, outer);
             let drains = |vips: &mut [VipSpec]| vips[0].backends[0].service = Service::Draining;
             other.change(drains);
-            let mut asks = 0;
             for (port, began) in &places {
                 let packet = tcp(inner, *port, 80, "A");
                 let sent = other.send(0, 0, &packet).remove(0);
-                let Some(Asked { hops, is_cut, is_part, inner: carried }) = asked(&sent) else {
-                    assert_eq!(sent.destination_mac(), *began, "{forward:?} {port}");
-                    continue;
-                };
-                asks += 1;
+                let Asked { hops, is_cut, is_part, inner: carried } = asked(&sent).unwrap();
                 assert!(!is_cut && !is_part && packet[14..].starts_with(&carried), "{forward:?}");
                 assert_eq!(carried.len(), packet.len() - 14);
-                assert_eq!(hops.len(), 2, "{hops:?}");
-                assert!(hops.contains(&outer.backend(0)), "{hops:?}: the one that drains");
-                assert_eq!(*began, crate::rig::backend_mac(0));
+                let at = hops.iter().position(|hop| place(hop) == *began).unwrap();
+                // At the second place, if it is the one that drains.
+                assert_eq!(at, usize::from(*began == crate::rig::backend_mac(0)), "{hops:?}");
             }
-            assert!((30..70).contains(&asks), "{asks} of 200: those of one backend in four");
         }
     }
 }
@@ -206,22 +206,15 @@ fn a_packet_that_does_not_fit_goes_as_its_first_bytes() {
         rig.change(|vips| vips[0].backends[0].service = Service::Draining);
         // The longest packet that fits into the tunnel.
         let data = if family == Family::V4 { 1440 } else { 1400 };
-        let (mut cut, mut whole) = (0, 0);
         for port in 1000..1100 {
             let ends = ((family.client(), port), (family.vip(), 80));
             let macs = (CLIENT_MAC, nic_mac(0));
             let packet = segment(macs, ends.0, ends.1, (5, 6, "A"), &[], &vec![7; data]);
             let sent = rig.send(0, 0, &packet).remove(0);
-            match asked(&sent) {
-                Some(Asked { is_cut, inner, .. }) => {
-                    assert!(is_cut && inner.len() == 100, "{}", inner.len());
-                    assert_eq!(inner, packet[14..114]);
-                    cut += 1;
-                }
-                None => whole += 1,
-            }
+            let Asked { is_cut, inner, .. } = asked(&sent).unwrap();
+            assert!(is_cut && inner.len() == 100, "{}", inner.len());
+            assert_eq!(inner, packet[14..114]);
         }
-        assert!(cut > 10 && whole > 50, "{cut} {whole}");
     }
 }
 
@@ -274,8 +267,15 @@ fn many_backends_are_asked_by_copies_and_repetitions() {
     }
 }
 
+/// Beyond the budget packets are dropped, as a guess could break their connections; they go by the
+/// hash where all tables have chosen the same backend.
 #[test]
 fn asks_have_a_budget() {
+    let mut rig = rig(Forward::Dsr, Family::V4, Family::V4);
+    rig.change_box(|local| local.asks = Some(5));
+    let sent = (1000..1020).flat_map(|port| rig.send(0, 0, &tcp(Family::V4, port, 80, "A")));
+    let asks = sent.collect::<Vec<_>>().iter().filter(|sent| asked(sent).is_some()).count();
+    assert_eq!((asks, rig.stats(0).flows_by_hash.get()), (5, 15));
     let mut rig = new_rig(Ask::All, Forward::Dsr, (Family::V4, Family::V4), BACKENDS);
     rig.change_box(|local| local.asks = Some(5));
     let count = |rig: &mut Rig| {
