@@ -17,7 +17,6 @@ const ASK: &str = "lost = { ask = \"history\" }";
 /// After so many seconds a box asks those only that its tables have chosen since.
 const PAST_S: u64 = 15;
 const ASK_KNOWN_PAST: &str = "lost = { ask = \"history\", remember_s = 15 }";
-const ASK_ALL: &str = "lost = { ask = \"all\" }";
 const NEVER: &str = "lost = { ask = \"never\" }";
 /// Downloads, talkers and silent connections to each VIP.
 const EACH: [usize; 3] = [5, 2, 1];
