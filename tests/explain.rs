@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 
 use holdfast::forwarding::explain::{Explanation, Question, Segment};
 use holdfast::forwarding::tunnel::TunnelSources;
-use holdfast::forwarding::{Affinity, Local, SchedulerKind, Service, Splits, Tunnels, VipSpec};
-use holdfast::net::{Forward, Protocol};
+use holdfast::forwarding::{
+    Affinity, Ask, Local, SchedulerKind, Service, Splits, Tunnels, VipSpec,
+};
+use holdfast::net::{FleetKey, Forward, Protocol};
 
 mod rig;
 
@@ -198,6 +200,37 @@ fn a_tunnel_is_reported_with_its_outer_addresses() {
             assert!(said(&answer, "tunnel", fits), "{:?}", answer.steps);
             let backend = family.backend(0).to_string();
             assert!(said(&answer, "tunnel", &format!("-> {backend}")), "{:?}", answer.steps);
+        }
+    }
+}
+
+/// Backends that would be asked for a flow without a pin, and the packet that asks them.
+#[test]
+fn backends_that_are_asked_are_reported() {
+    let [v4, v6] = ["198.18.2.64/26", "2001:db8:2:1::/64"];
+    let sources = |network: &str| Some(TunnelSources::new(network.parse().unwrap()));
+    let fleet = Some([FleetKey([1; 16]); 2]);
+    let tunnels =
+        Tunnels { source_v4: sources(v4), source_v6: sources(v6), fleet, ..Tunnels::default() };
+    for forward in [Forward::Dsr, Forward::Ipip, Forward::Gue] {
+        for family in [Family::V4, Family::V6] {
+            let local = Local { mtus: vec![1500], tunnels, ..Local::default() };
+            let vip = spec(0, forward, family, 1, 4).with(|policy| policy.ask = Ask::History);
+            let mut rig = Rig::in_box(local, 1, 1, vec![vip]);
+            let midflow = Question { packet: Segment::Midflow, ..question(family, 1000) };
+            let answer = ask(&rig, &midflow);
+            let sent = rig.send(0, 0, &tcp(family, 1000, 80, "A")).remove(0);
+            // All but what differs between two packets: the IPv4 identification and its checksum, and
+            // from the ports of the made-up packet on its numbers; the tag, if the minute has ended.
+            let hops = if family == Family::V4 { 42..82 } else { 62..150 };
+            assert_eq!(answer.frame[hops.clone()], sent.bytes[hops], "{forward:?}");
+            assert!(said(&answer, "ask", ", then b"), "{:?}", answer.steps);
+            assert!(said(&answer, "ask", "past is not known"), "{:?}", answer.steps);
+            assert_eq!(answer.backend.unwrap().0, u16::from(sent.bytes[5]));
+            assert!(!said(&answer, "rewrite", ""), "{:?}", answer.steps);
+            // A SYN begins a flow.
+            let syn = ask(&rig, &Question { packet: Segment::Syn, ..question(family, 1000) });
+            assert!(!said(&syn, "ask", ""), "{:?}", syn.steps);
         }
     }
 }

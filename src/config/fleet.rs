@@ -52,6 +52,11 @@ pub(super) fn rules(sections: &Sections<'_>, report: &mut Report<'_>) {
     let root = KeyPath::root();
     let asking = || sections.vips.iter().filter(|(vip, _)| vip.value.policy.ask != Ask::Never);
     let Some((first, _)) = asking().next() else { return };
+    for (vip, _) in asking().filter(|(vip, _)| !vip.value.address.is_single()) {
+        let what = "the program of a backend knows single addresses, and this VIP has a prefix";
+        let fix = "remove the key, or write a VIP for each address";
+        report.error(&vip.key_path.key("lost").key("ask"), what, fix);
+    }
     let name = &first.value.name;
     if tunnels.fleet.is_none() {
         let fix = format!(

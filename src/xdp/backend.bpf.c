@@ -47,6 +47,10 @@
 /* Other backends are asked, too: the last hop does not deliver. */
 #define ASK_PART 2
 #define TCP_LISTEN 10
+/* TCP flags. */
+#define SYN 2
+#define RST 4
+#define ACK 16
 /* Header of an ICMP or ICMPv6 error. */
 #define ICMP_LEN 8
 /* Kernel 6.3 (include/uapi/linux/bpf.h): without them only packets in headers of their own family. */
@@ -212,9 +216,10 @@ static __always_inline void map_v4(struct address *to, __be32 from)
 /* Removes the outer headers. 0: done. */
 static __always_inline long decapsulate(struct __sk_buff *skb, const struct view *view)
 {
-	__u64 flags = 0;
+	/* Segments that GRO has merged keep their length. */
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 	if (view->outer_v6 != view->inner_v6)
-		flags = view->inner_v6 ? DECAP_L3_IPV6 : DECAP_L3_IPV4;
+		flags |= view->inner_v6 ? DECAP_L3_IPV6 : DECAP_L3_IPV4;
 	long failed = bpf_skb_adjust_room(skb, -(__s32)(view->inner - ETH_HLEN), BPF_ADJ_ROOM_MAC, flags);
 	if (failed) return failed;
 	__be16 type = view->inner_v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
@@ -246,7 +251,7 @@ static __always_inline int read_inner(struct __sk_buff *skb, struct view *view)
 		if (bpf_skb_load_bytes(skb, view->tcp, &tcp, sizeof(tcp))) return -1;
 		view->client_port = tcp.source;
 		view->vip_port = tcp.dest;
-		view->flags = (tcp.syn ? 2 : 0) | (tcp.rst ? 4 : 0) | (tcp.ack ? 16 : 0);
+		view->flags = (tcp.syn ? SYN : 0) | (tcp.rst ? RST : 0) | (tcp.ack ? ACK : 0);
 	}
 	return protocol;
 }
@@ -305,7 +310,7 @@ static __noinline int is_here(struct __sk_buff *skb, const struct view *view)
 	struct bpf_sock *socket = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	if (!socket) return 0;
 	int here = socket->state != TCP_LISTEN;
-	if (!here && (view->flags & (2 | 4 | 16)) == 16) {
+	if (!here && (view->flags & (SYN | RST | ACK)) == ACK) {
 		struct tcphdr tcp;
 		struct ipv6hdr v6;
 		struct iphdr v4;
@@ -436,8 +441,8 @@ static __always_inline int asked(struct __sk_buff *skb, struct view *view, __u32
 	}
 	if (is_here(skb, view)) {
 		count(OWNED);
-		/* Nothing to pin: the packet that the error is about came from here. */
-		if (view->is_error) return decapsulate(skb, view) ? TC_ACT_SHOT : TC_ACT_OK;
+		/* Nothing to pin: the packet that the error is about came from here, or the connection ends. */
+		if (view->is_error || view->flags & RST) return decapsulate(skb, view) ? TC_ACT_SHOT : TC_ACT_OK;
 		return deliver(skb, view, data);
 	}
 	if (next < hops) {
