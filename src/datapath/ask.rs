@@ -35,8 +35,8 @@ use super::rewrite::address_frame;
 use super::rewrite::tunnel::{inner, outer, wrap};
 use super::select::admit;
 use super::token_bucket::TokenBucket;
+use crate::forwarding::Ask as Wanted;
 use crate::forwarding::table::{Backend, Owners, Vip};
-use crate::forwarding::{Ask as Wanted, Miss};
 use crate::net::{Address, Family, FlowKey, ListenKey, NicIndex, Protocol};
 use crate::stats::Drop;
 use crate::units::Ticks;
@@ -61,14 +61,19 @@ pub type Hops<'t> = ArrayVec<&'t Backend, MAX_HOPS>;
 /// Lists of backends that are asked about one packet.
 pub type Lists<'t> = ArrayVec<Hops<'t>, MAX_LISTS>;
 
-/// Returns the backends to ask about a packet without a pin; `None` if the hash tells.
-#[inline]
-pub fn owners<'t>(packet: &Packet, miss: Miss, context: &Context<'t>) -> Option<Owners<'t>> {
+/// Whether backends of the packet's VIP are asked for flows in mid-flow. Cost: one test where there is
+/// no fleet.
+#[inline(always)]
+pub fn asks(packet: &Packet, context: &Context<'_>) -> bool {
+    context.table.local().tunnels.fleet.is_some()
+        && context.table.vip(packet.vip).is_some_and(|vip| vip.policy.ask != Wanted::Never)
+}
+
+/// Returns the backends to ask about a mid-flow packet without a pin; `None` if the hash tells.
+#[cold]
+#[inline(never)]
+pub fn owners<'t>(packet: &Packet, context: &Context<'t>) -> Option<Owners<'t>> {
     let vip = context.table.vip(packet.vip)?;
-    if vip.policy.ask == Wanted::Never || miss != Miss::NonSyn {
-        return None;
-    }
-    context.table.local().tunnels.fleet?;
     let tcp = packet.flow.protocol() == Protocol::Tcp && !vip.forward.translates();
     let owners = tcp.then(|| context.table.owners(vip, &packet.flow.key(), context.now))?;
     (owners.or_any || !owners.likely.is_empty()).then_some(owners)

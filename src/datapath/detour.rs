@@ -11,7 +11,7 @@
 //! A packet is handled to its end before the next one of its batch, which then sees the result.
 //! Cost: none for packets of pinned flows.
 
-use super::ask::{ask, may_ask, owners, pinned_by as answered_ask};
+use super::ask::{ask, asks, may_ask, owners, pinned_by as answered_ask};
 use super::batch::{Direction, Packet};
 use super::classify::{LastVip, classify};
 use super::context::Context;
@@ -47,16 +47,10 @@ pub fn detour(
         Unsent::NoPin(_) if guards(packet, context) => {
             finish(meet(packet, resources, context), packet, resources, context);
         }
-        Unsent::NoPin(miss) => match owners(packet, miss, context) {
-            Some(owners) if may_ask(&mut resources.asks, context) => {
-                finish(ask(packet, &owners, resources, context), packet, resources, context);
-            }
-            // The sender repeats it: a guess could break the connection.
-            Some(owners) if !owners.is_sure || is_related(packet) => {
-                settle(packet, Drop::AskLimited, resources, context);
-            }
-            _ => open(packet, miss, resources, context),
-        },
+        Unsent::NoPin(Miss::NonSyn) if asks(packet, context) => {
+            ask_or_open(packet, resources, context);
+        }
+        Unsent::NoPin(miss) => open(packet, miss, resources, context),
         Unsent::Waits => finish(again(packet, resources, context), packet, resources, context),
         Unsent::Answers(hop) => {
             finish(answered(packet, &hop, resources, context), packet, resources, context);
@@ -70,8 +64,20 @@ pub fn detour(
     }
 }
 
-const fn is_related(packet: &Packet) -> bool {
-    matches!(packet.direction, Direction::Related(_))
+/// Asks backends for the flow of a packet in mid-flow; where the hash tells, opens it.
+#[inline(never)]
+fn ask_or_open(packet: &mut Packet, resources: &mut Resources, context: &Context<'_>) {
+    let is_related = matches!(packet.direction, Direction::Related(_));
+    match owners(packet, context) {
+        Some(owners) if may_ask(&mut resources.asks, context) => {
+            finish(ask(packet, &owners, resources, context), packet, resources, context);
+        }
+        // The sender repeats it: a guess could break the connection.
+        Some(owners) if !owners.is_sure || is_related => {
+            settle(packet, Drop::AskLimited, resources, context);
+        }
+        _ => open(packet, Miss::NonSyn, resources, context),
+    }
 }
 
 /// Settles a packet of a handshake that failed.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
 
-use super::ask::{Hops, lists, owners, send};
+use super::ask::{Hops, asks, lists, owners, send};
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::clients::key_of;
@@ -216,7 +216,10 @@ fn run(
         Ok(()) => Ok(Done::Forwarded),
         Err(Unsent::Dropped(reason)) => Err(reason),
         Err(Unsent::NoPin(miss)) => {
-            if let Some(owners) = owners(packet, miss, context) {
+            if miss == Miss::NonSyn
+                && asks(packet, context)
+                && let Some(owners) = owners(packet, context)
+            {
                 ask(packet, &owners, pool, context)?;
                 return Ok(Done::Asked);
             }

@@ -3,7 +3,7 @@
 //! A packet that cannot be forwarded along a pin takes a [`detour`](super::detour), which calls
 //! [`forward_packet`] again for a fragment.
 
-use super::ask::owners;
+use super::ask::{asks, owners};
 use super::batch::{Direction, Packet};
 use super::conntrack::{Conntrack, Untracked};
 use super::context::Context;
@@ -68,7 +68,9 @@ pub fn forward_packet(
             let client = unpinned::answer(packet, source, context)?;
             return Ok(rewrite_to_client(packet, &client, context)?);
         }
-        Direction::Related(None) if is_asked_about(packet, conntrack, context) => {
+        Direction::Related(None)
+            if asks(packet, context) && is_asked_about(packet, conntrack, context) =>
+        {
             return Err(Unsent::NoPin(Miss::NonSyn));
         }
         Direction::Related(source) => {
@@ -90,7 +92,7 @@ pub fn forward_packet(
 /// Whether backends are to be asked for the flow that an ICMP error to a VIP is about.
 #[cold]
 fn is_asked_about(packet: &Packet, conntrack: &Conntrack, context: &Context<'_>) -> bool {
-    owners(packet, Miss::NonSyn, context).is_some()
+    owners(packet, context).is_some()
         && conntrack.peek(&packet.flow, packet.hint, context).is_none()
 }
 

@@ -160,6 +160,7 @@ fn without_pin<'t>(
 }
 
 /// Returns the VIP of a packet without a pin, if the packet may be forwarded at all.
+#[inline(always)]
 pub(super) fn admit<'t>(
     packet: &Packet,
     key: &FlowKey,
