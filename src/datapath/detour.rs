@@ -47,10 +47,12 @@ pub fn detour(
         Unsent::NoPin(_) if guards(packet, context) => {
             finish(meet(packet, resources, context), packet, resources, context);
         }
-        Unsent::NoPin(Miss::NonSyn) if asks(packet, context) => {
-            ask_or_open(packet, resources, context);
+        Unsent::NoPin(miss) => {
+            let asks = miss == Miss::NonSyn && asks(packet, context);
+            if !asks || !asked(packet, resources, context) {
+                open(packet, miss, resources, context);
+            }
         }
-        Unsent::NoPin(miss) => open(packet, miss, resources, context),
         Unsent::Waits => finish(again(packet, resources, context), packet, resources, context),
         Unsent::Answers(hop) => {
             finish(answered(packet, &hop, resources, context), packet, resources, context);
@@ -64,20 +66,20 @@ pub fn detour(
     }
 }
 
-/// Asks backends for the flow of a packet in mid-flow; where the hash tells, opens it.
+/// Asks backends for the flow of a packet in mid-flow; returns false if the hash tells.
 #[inline(never)]
-fn ask_or_open(packet: &mut Packet, resources: &mut Resources, context: &Context<'_>) {
+fn asked(packet: &mut Packet, resources: &mut Resources, context: &Context<'_>) -> bool {
     let is_related = matches!(packet.direction, Direction::Related(_));
-    match owners(packet, context) {
-        Some(owners) if may_ask(&mut resources.asks, context) => {
-            finish(ask(packet, &owners, resources, context), packet, resources, context);
-        }
+    let Some(owners) = owners(packet, context) else { return false };
+    if may_ask(&mut resources.asks, context) {
+        finish(ask(packet, &owners, resources, context), packet, resources, context);
+    } else if !owners.is_sure || is_related {
         // The sender repeats it: a guess could break the connection.
-        Some(owners) if !owners.is_sure || is_related => {
-            settle(packet, Drop::AskLimited, resources, context);
-        }
-        _ => open(packet, Miss::NonSyn, resources, context),
+        settle(packet, Drop::AskLimited, resources, context);
+    } else {
+        return false;
     }
+    true
 }
 
 /// Settles a packet of a handshake that failed.

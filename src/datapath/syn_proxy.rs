@@ -57,7 +57,7 @@ const GROWTH: u16 = 20;
 const REPEAT: Ticks = Ticks(20);
 
 /// Whether the packet, which has no pin, is for a VIP that proves its clients.
-#[inline]
+#[inline(always)]
 pub fn guards(packet: &Packet, context: &Context<'_>) -> bool {
     context.table.vip(packet.vip).is_some_and(|vip| vip.policy.syn_proxy)
 }

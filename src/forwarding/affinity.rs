@@ -79,6 +79,7 @@ impl Affinity {
     }
 
     /// Affinity hash of a flow: SipHash-1-3 of its affinity key, words in network byte order.
+    #[inline(always)]
     pub fn hash(self, secret: &Secret, key: &FlowKey, splits: &Splits) -> u64 {
         match self {
             Self::Flow | Self::QuicCid => hash_words::<40>(secret, &key.words()),

@@ -275,7 +275,7 @@ impl ForwardingTable {
     /// Cost: some fifteen choices of the scheduler; no allocation.
     pub fn owners(&self, vip: &Vip, key: &FlowKey, now: Ticks) -> Owners<'_> {
         let recall = vip.policy.recall;
-        let hash = |splits: &Splits| vip.policy.affinity.hash(&self.secret, key, splits);
+        let hash = |splits: &Splits| self.hash_with(splits, vip, key);
         let present = hash(&vip.splits);
         let by_hash = vip.policy.ask == Ask::History;
         let mut ids = ArrayVec::<BackendId, MAX_OWNERS>::new();
@@ -298,6 +298,13 @@ impl ForwardingTable {
         let owners = Owners { likely, or_any, is_sure: chosen == 1 && !or_any };
         let is_one = owners.likely.len() + self.others(vip, &owners).take(2).count() < 2;
         if is_one { Owners::default() } else { owners }
+    }
+
+    /// The affinity hash of a flow with these splits.
+    #[cold]
+    #[inline(never)]
+    fn hash_with(&self, splits: &Splits, vip: &Vip, key: &FlowKey) -> u64 {
+        vip.policy.affinity.hash(&self.secret, key, splits)
     }
 
     /// Returns the backends of a VIP that may have a flow, besides the likely owners: first those that
