@@ -36,8 +36,7 @@ pub struct Owners<'t> {
     pub likely: ArrayVec<&'t Backend, MAX_OWNERS>,
     /// Whether any other backend of the VIP may have it, too.
     pub or_any: bool,
-    /// Whether all tables that are known have chosen the same one: others may have it only if
-    /// another box has seen that one as down or draining.
+    /// Whether all tables that are known have chosen the same one.
     pub is_sure: bool,
 }
 
@@ -295,7 +294,7 @@ impl ForwardingTable {
         let there = known().filter(|backend| backend.takes_non_syn);
         let likely = there.chain(known().filter(|backend| !backend.takes_non_syn)).collect();
         let or_any = !by_hash || !vip.history.reaches(recall, now);
-        let owners = Owners { likely, or_any, is_sure: chosen == 1 && !or_any };
+        let owners = Owners { likely, or_any, is_sure: chosen == 1 };
         let is_one = owners.likely.len() + self.others(vip, &owners).take(2).count() < 2;
         if is_one { Owners::default() } else { owners }
     }
@@ -338,15 +337,24 @@ impl ForwardingTable {
         backends.filter(|backend| takes(backend)).map(taker).collect()
     }
 
-    /// Takes over what the table before this one knows of its VIPs' past, at the time of the change.
+    /// Takes over what the table before this one knows of the past of VIPs that ask by it, at the time
+    /// of the change.
     /// Without it, nothing is known of the past: all backends may have a flow.
     #[must_use]
     pub fn recalling(mut self, before: Option<&Self>, now: Ticks) -> Self {
         for vip in self.vips.iter_mut().flatten() {
+            if vip.policy.ask != Ask::History {
+                // Its lookup tables are not kept longer than needed.
+                continue;
+            }
             let before = before.and_then(|table| table.vip(vip.id));
+            let begun = History::begun(now);
             vip.history = match before {
-                Some(Vip { state, history, .. }) => history.after(state, &vip.state, now),
-                None => History::begun(now),
+                Some(Vip { state, policy, history, .. }) => {
+                    let known = if policy.ask == Ask::History { history } else { &begun };
+                    known.after(state, &vip.state, now)
+                }
+                None => begun,
             };
         }
         self
@@ -928,7 +936,38 @@ mod tests {
             assert_eq!(all, [0, 1, 2, 3]);
             let late = table.owners(vip, &flow(port), RECALL);
             assert_eq!((likely(&late), late.or_any), (likely(&early), false));
-            assert!(late.is_sure && !early.is_sure);
+            assert!(late.is_sure && early.is_sure, "the tables that are known agree");
+        }
+    }
+
+    /// A VIP that begins to ask does not know what was before its present table and the last one.
+    #[test]
+    fn the_past_is_kept_for_vips_that_ask_by_it() {
+        let pools = [vec![backend(0), backend(1)], vec![backend(0), backend(1), backend(2)]];
+        for (asks, knows) in [
+            ([Ask::History, Ask::History], true),
+            ([Ask::Never, Ask::History], true),
+            ([Ask::All, Ask::History], true),
+            ([Ask::History, Ask::Never], false),
+        ] {
+            let before = table_after(None, &asking(asks[0], &pools[0]));
+            let now = Ticks(RECALL.0 * 2);
+            let after = asking(asks[1], &pools[1]);
+            let table = ForwardingTable::build(
+                2,
+                [0; 16],
+                Local::default(),
+                std::slice::from_ref(&after),
+                Some(&before),
+            );
+            let table = table.recalling(Some(&before), now);
+            let vip = table.vip(VipId(0)).unwrap();
+            let chosen = vip.history.chosen(|_| 7, RECALL, now).count();
+            assert_eq!(chosen, usize::from(knows), "{asks:?}");
+            let reaches = vip.history.reaches(RECALL, now);
+            assert_eq!(reaches, asks == [Ask::History; 2], "{asks:?}");
+            let later = now.after(RECALL);
+            assert_eq!(vip.history.reaches(RECALL, later), knows, "{asks:?}: it is learnt");
         }
     }
 
