@@ -393,6 +393,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         forward: Forward::Nat,
         health: Health::None,
         fail_open: false,
+        withdraws: false,
         damping: None,
         passive: None,
         drain: Drain { deadline: None, then: FlowAction::Rehash, slow_start: Duration::ZERO },

@@ -221,6 +221,8 @@ pub struct Vip {
     pub health: Health,
     /// Whether packets are forwarded as if all backends were up while all of them fail their checks.
     pub fail_open: bool,
+    /// Whether its address is withdrawn while no backend serves it.
+    pub withdraws: bool,
     /// Hold-down of backends that go up and down; `None`: no hold.
     pub damping: Option<Damping>,
     /// Passive check of its backends; `None`: no check.

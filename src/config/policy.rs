@@ -36,6 +36,12 @@ pub(super) fn on_down(
     }
 }
 
+/// Reads `withdraw`: whether the VIP's address is withdrawn while no backend serves it.
+pub(super) fn withdraw(raw: Option<&str>, key_path: &KeyPath, report: &mut Report<'_>) -> bool {
+    const WORDS: &[(&str, bool)] = &[("never", false), ("unserved", true)];
+    raw.and_then(|word| report.word(key_path, word, WORDS, &[])).unwrap_or(false)
+}
+
 /// Reads the action for flows that a drain's deadline or a reload ends. The default is a reset
 /// where the protocol has one (TCP), else a rehash.
 pub(super) fn ending(

@@ -49,6 +49,7 @@ pub(super) struct RawVip {
     lost: RawLost,
     damping: RawDamping,
     fail_open: Option<bool>,
+    withdraw: Option<String>,
     timeouts: RawTimeouts,
     table_share: Option<f64>,
     sticky: Option<RawSticky>,
@@ -240,6 +241,8 @@ impl RawVip {
         let passive_at = key_path.key("passive");
         let passive =
             self.passive.map(|raw| raw.check(&passive_at, (protocol, forward), pin, report));
+        let withdraw_at = key_path.key("withdraw");
+        let withdraws = policy::withdraw(self.withdraw.as_deref(), &withdraw_at, report);
         let lost_at = key_path.key("lost");
         let chooses = (scheduler, remember.is_some());
         let lost = self.lost.check(&lost_at, (protocol, forward), chooses, report);
@@ -302,6 +305,7 @@ impl RawVip {
             health,
             // Refusal is the safe answer where no backend is known to serve.
             fail_open: self.fail_open.unwrap_or(false),
+            withdraws,
             damping,
             passive,
             drain,

@@ -21,6 +21,7 @@ mod saving;
 mod splitting;
 mod steering;
 mod troubles;
+mod withdrawing;
 mod world;
 
 use std::sync::Arc;
@@ -279,6 +280,9 @@ impl Controller {
             }
             if parts.world.dirty {
                 parts.world.publish();
+            }
+            if parts.world.readdress {
+                parts.announcing.retry(&mut parts.world).await;
             }
         }
     }

@@ -57,6 +57,10 @@ pub enum Kind {
     DenyEnded,
     /// Another configuration is in force.
     Reload,
+    /// No backend serves a VIP, and its address is withdrawn.
+    VipWithdrawn,
+    /// A withdrawn VIP is served again, and announced.
+    VipAnnounced,
     /// The program of a backend answers: it can be asked for connections.
     ProgramFound,
     /// A backend cannot be asked for connections.
@@ -111,6 +115,8 @@ impl Kind {
             Self::DenyRemoved => "deny_removed",
             Self::DenyEnded => "deny_ended",
             Self::Reload => "reload",
+            Self::VipWithdrawn => "vip_withdrawn",
+            Self::VipAnnounced => "vip_announced",
             Self::ProgramFound => "backend_program_found",
             Self::ProgramMissing => "backend_program_missing",
             Self::ReloadRefused => "reload_refused",
@@ -141,6 +147,7 @@ impl Kind {
                 | Self::SynsUnanswered
                 | Self::PassiveOut
                 | Self::ProgramMissing
+                | Self::VipWithdrawn
                 | Self::AddressTrouble
                 | Self::NicFault
                 | Self::ReturnHopReplaced

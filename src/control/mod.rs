@@ -66,6 +66,7 @@ pub mod state;
 pub mod status;
 pub mod survey;
 mod view;
+pub mod withdrawal;
 
 use tokio::sync::mpsc;
 

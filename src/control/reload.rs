@@ -285,6 +285,7 @@ fn vip_changes(old: &Vip, new: &Vip, reported: &mut Vec<String>) {
     field("health", health(&old.health), health(&new.health));
     field("rate", rate(old.rate), rate(new.rate));
     field("fail_open", old.fail_open.to_string(), new.fail_open.to_string());
+    field("withdraw", old.withdraws.to_string(), new.withdraws.to_string());
     field("passive", passive(old.passive), passive(new.passive));
     field("damping", damping(old.damping), damping(new.damping));
     field("drain", drain(&old.drain), drain(&new.drain));

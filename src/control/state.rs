@@ -32,6 +32,7 @@ use super::routers::KnownRouter;
 use super::saved::{Moment, SavedBackend, SavedHealth, SavedIndices, SavedRegistry, SavedVip};
 use super::slow_start::SlowStart;
 use super::view::WorkerView;
+use super::withdrawal::Withdrawal;
 use crate::config;
 use crate::flow::snat::SnatPool;
 use crate::flow::table::Families;
@@ -135,6 +136,8 @@ pub struct VipEntry {
     pub is_removed: bool,
     /// Whether packets are forwarded as if all backends were up, since none is (`fail_open`).
     pub fails_open: bool,
+    /// Whether its address is withdrawn, since no backend serves it.
+    pub withdrawal: Withdrawal,
     /// Whether it has `syn_proxy`, or had it, so that flows may have splices.
     pub spliced: bool,
 }
@@ -577,6 +580,7 @@ impl Registry {
             old,
             is_removed: false,
             fails_open: false,
+            withdrawal: Withdrawal::default(),
         })
     }
 
@@ -722,6 +726,7 @@ impl VipEntry {
             old: old.into_iter().map(|old| Removed::restore(old, moment, |it| it)).collect(),
             is_removed,
             fails_open: false,
+            withdrawal: Withdrawal::default(),
             spliced: spliced || config.policy.syn_proxy,
             config,
         }
@@ -809,6 +814,12 @@ impl VipEntry {
     /// Returns whether a backend of the VIP gets new flows, also because all are down (`fail_open`).
     pub fn is_served_by(&self, backend: &BackendEntry) -> bool {
         backend.serves() || self.fails_open && backend.takes_flows()
+    }
+
+    /// Returns whether a backend gets new flows, and its next hop is known or being looked up.
+    pub fn is_served(&self) -> bool {
+        let is_reached = |backend: &&BackendEntry| backend.problem.is_none();
+        self.backends.iter().filter(is_reached).any(|backend| self.is_served_by(backend))
     }
 
     /// Returns whether every backend that takes new flows is down, and `fail_open` applies.
@@ -1046,6 +1057,7 @@ pub(crate) mod tests {
             split: None,
             health: Health::None,
             fail_open: false,
+            withdraws: false,
             damping: None,
             passive: None,
             drain: config::Drain {

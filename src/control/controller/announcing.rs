@@ -96,8 +96,21 @@ fn places(world: &World) -> HashSet<Assignment> {
                 .map(|network| Assignment { interface: interface.clone(), address: network.ip() }),
         );
     }
-    places.retain(|place| has_program(world, &place.interface));
+    let withdrawn = withdrawn(world);
+    places.retain(|place| has_program(world, &place.interface) && !withdrawn.contains(place));
     places
+}
+
+/// Returns the assignments of withdrawn VIPs, unless they are those of others, too.
+fn withdrawn(world: &World) -> HashSet<Assignment> {
+    let all = || world.registry.vips().iter();
+    let of = |vip: &VipEntry| Assignment::of(&vip.config);
+    let is_withdrawn = |vip: &&VipEntry| vip.config.withdraws && vip.withdrawal.is_withdrawn();
+    let mut withdrawn: HashSet<_> = all().filter(is_withdrawn).filter_map(of).collect();
+    for announced in all().filter(|vip| !is_withdrawn(vip)).filter_map(of) {
+        withdrawn.remove(&announced);
+    }
+    withdrawn
 }
 
 /// Whether packets to an address on an interface meet an XDP program: that of the NIC below it, or,

@@ -16,6 +16,7 @@ use super::removing::Removing;
 use super::splitting::Splitting;
 use super::steering::Steering;
 use super::troubles::Troubles;
+use super::withdrawing;
 use super::world::World;
 use crate::control::api::Status;
 use crate::control::client_hops::ClientHops;
@@ -105,6 +106,7 @@ impl Parts {
         advance_slow_starts(world, now);
         self.removing.release(world, steering, now);
         self.splitting.advance(world, now);
+        withdrawing::advance(world, now);
         let table = world.publisher.current();
         let has_replies = |vip| table.vip(vip).is_some_and(|vip| vip.forward.translates());
         self.client_hops.advance(has_replies, &world.network.addresses, now);
