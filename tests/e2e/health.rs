@@ -2,7 +2,9 @@
 
 use holdfast::control::api::HealthState;
 
-use crate::lab::{BACKENDS, Config, Family, Holdfast, Lab, Topology, download, requests, vip};
+use crate::lab::{
+    BACKENDS, Config, Family, Holdfast, Lab, SOON, Topology, Vip, download, requests, vip, wait_for,
+};
 
 #[test]
 fn a_dead_backend_gets_nothing_new_until_it_is_back() {
@@ -78,5 +80,38 @@ fn a_backend_without_a_cable_is_down_and_comes_back() {
     lab.run("b3", &["ip", "-6", "route", "replace", "2001:db8:1::/64", "dev", "eth0"]);
     holdfast.wait_for_health("nat6", "b3", HealthState::Up);
     requests(&lab, &nat, 0, 100).assert_from("nat6", &BACKENDS);
+    holdfast.stop();
+}
+
+/// The address of a VIP with `withdraw = "unserved"` is there while a backend serves it, and one that
+/// shares its address keeps it.
+#[test]
+fn a_vip_that_no_backend_serves_is_withdrawn() {
+    let lab = Lab::up(Topology::Stick);
+    let withdraws = "withdraw = \"unserved\"";
+    let nat = Vip { keys: withdraws, ..vip("nat", Family::V4, false) };
+    let other = Vip { keys: withdraws, backends: vec!["b3"], ..vip("nat", Family::V6, false) };
+    let vips = vec![nat.clone(), other.clone()];
+    let holdfast = Holdfast::start(&lab, &Config::new(&lab, 1, vips));
+    let is_there = |address: &str| {
+        lab.run("lb", &["ip", "-br", "addr", "show"]).contains(&format!("{address}/"))
+    };
+    let (v4, v6) = ("192.0.2.20", "2001:db8:100::20");
+    assert!(is_there(v4) && is_there(v6));
+    lab.stop_backend("b1");
+    lab.stop_backend("b2");
+    holdfast.wait_for_health("nat4", "b1", HealthState::Down);
+    holdfast.wait_for_health("nat4", "b2", HealthState::Down);
+    assert!(is_there(v4), "one is left");
+    lab.stop_backend("b3");
+    wait_for("both are withdrawn", SOON, || !is_there(v4) && !is_there(v6));
+    lab.start_backend("b2");
+    wait_for("one is announced again", SOON, || is_there(v4));
+    assert!(!is_there(v6));
+    requests(&lab, &nat, 0, 20).assert_from("nat4", &["b2"]);
+    // A reload that ends it brings the address back, whatever the backends do.
+    holdfast.write_config(&Config::new(&lab, 1, vec![nat.clone(), Vip { keys: "", ..other }]));
+    holdfast.ok(&["reload"]);
+    wait_for("the other one is announced again", SOON, || is_there(v6));
     holdfast.stop();
 }
